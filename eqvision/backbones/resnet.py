@@ -1,0 +1,198 @@
+"""Residual networks: v1.5 for ImageNet (He et al. 2016 with the stride in the 3x3) and the CIFAR form of section 4.2."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from eqvision.backbones.checks import check_images
+from eqvision.backbones.vit import check_layer
+from eqvision.layers import BatchNorm, Conv, max_pool
+from eqvision.types import Features, Images
+
+Shortcut = Literal["projection", "pad"]
+
+
+class ConvNorm(eqx.Module):
+    """A convolution without bias and its batch norm."""
+
+    conv: Conv
+    norm: BatchNorm
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, zero_scale: bool = False, key: PRNGKeyArray
+    ):
+        padding = kernel_size // 2  # symmetric, as torch pads; SAME would shift strided windows by a pixel
+        self.conv = Conv(in_channels, out_channels, kernel_size, stride=stride, padding=padding, key=key)
+        self.norm = BatchNorm(out_channels, weight_init=0.0 if zero_scale else 1.0)
+
+    def __call__(
+        self, x: Float[Array, "b h w i"], state: eqx.nn.State, *, train: bool
+    ) -> tuple[Float[Array, "b h2 w2 o"], eqx.nn.State]:
+        return self.norm(self.conv(x), state, train=train)
+
+
+class ResidualBlock(eqx.Module):
+    """A chain of convolutions added to a shortcut; ReLU between and after.
+
+    The shortcut is the identity where shape does not change. Where it does it is a strided 1x1 projection
+    (ImageNet, option B) or subsampling with zero channels appended (CIFAR, option A: no parameters).
+    """
+
+    convs: tuple[ConvNorm, ...]
+    projection: ConvNorm | None
+    stride: int = eqx.field(static=True)
+    out_channels: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: tuple[int, ...],
+        kernels: tuple[int, ...],
+        strides: tuple[int, ...],
+        *,
+        shortcut: Shortcut,
+        zero_scale: bool,
+        key: PRNGKeyArray,
+    ):
+        keys = jax.random.split(key, len(widths) + 1)
+        inputs = (in_channels, *widths[:-1])
+        last = len(widths) - 1
+        self.convs = tuple(
+            ConvNorm(inputs[i], widths[i], kernels[i], stride=strides[i], zero_scale=zero_scale and i == last, key=keys[i])
+            for i in range(len(widths))
+        )
+        self.stride = max(strides)
+        self.out_channels = widths[-1]
+        changes = in_channels != widths[-1] or self.stride > 1
+        project = changes and shortcut == "projection"
+        self.projection = ConvNorm(in_channels, widths[-1], 1, stride=self.stride, key=keys[-1]) if project else None
+
+    def __call__(
+        self, x: Float[Array, "b h w i"], state: eqx.nn.State, *, train: bool
+    ) -> tuple[Float[Array, "b h2 w2 o"], eqx.nn.State]:
+        y = x
+        for i, conv in enumerate(self.convs):
+            y, state = conv(jax.nn.relu(y) if i else y, state, train=train)
+        if self.projection is not None:
+            x, state = self.projection(x, state, train=train)
+        elif x.shape != y.shape:
+            x = x[:, :: self.stride, :: self.stride]
+            extra = y.shape[-1] - x.shape[-1]
+            # Half on each side, as akamaster/pytorch_resnet_cifar10 pads; the paper does not say.
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+        return jax.nn.relu(x + y), state
+
+
+class ResNet(eqx.Module):
+    """Stem and stages of residual blocks; returns the map of every stage, fine to coarse.
+
+    Not scanned: blocks of a stage differ in shape at their first member and carry running statistics.
+    """
+
+    stem: ConvNorm
+    stages: tuple[tuple[ResidualBlock, ...], ...]
+    pool_stem: bool = eqx.field(static=True)
+    in_channels: int = eqx.field(static=True)
+    channels: tuple[int, ...] = eqx.field(static=True)
+    strides: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        stem: ConvNorm,
+        stages: tuple[tuple[ResidualBlock, ...], ...],
+        *,
+        pool_stem: bool,
+        in_channels: int,
+    ):
+        self.stem = stem
+        self.stages = stages
+        self.pool_stem = pool_stem
+        self.in_channels = in_channels
+        self.channels = tuple(stage[-1].out_channels for stage in stages)
+        stride, strides = stem.conv.stride * (2 if pool_stem else 1), []
+        for stage in stages:
+            stride *= stage[0].stride
+            strides.append(stride)
+        self.strides = tuple(strides)
+
+    def __call__(
+        self, images: Images, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[Features, eqx.nn.State]:
+        del key
+        check_images(images, self.in_channels)
+        x, state = self.stem(images, state, train=train)
+        x = jax.nn.relu(x)
+        x = max_pool(x, 3, stride=2, padding=1) if self.pool_stem else x
+        features = []
+        for stage in self.stages:
+            for block in stage:
+                x, state = block(x, state, train=train)
+            features.append(x)
+        return tuple(features), state
+
+    def intermediates(self, images: Images, state: eqx.nn.State, layers: tuple[int, ...]) -> Features:
+        """Maps of the stages ``layers``; negative counts from the end."""
+        features, _ = self(images, state)
+        return tuple(features[check_layer(layer, len(features))] for layer in layers)
+
+
+# Blocks of each stage, and whether they are bottlenecks: He et al. 2016, table 1.
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+
+
+def resnet(depth: int, *, in_channels: int = 3, zero_scale: bool = True, key: PRNGKeyArray) -> ResNet:
+    """ResNet v1.5 of ``depth`` 18, 34, 50, 101 or 152.
+
+    ``zero_scale`` starts each block's last batch norm at zero (Goyal et al. 2017), so that the block
+    starts as its shortcut.
+    """
+    blocks, bottleneck = DEPTHS[depth]
+    keys = iter(jax.random.split(key, sum(blocks) + 1))
+    stem = ConvNorm(in_channels, 64, 7, stride=2, key=next(keys))
+    stages, channels = [], 64
+    for i, count in enumerate(blocks):
+        width, stage = 64 * 2**i, []
+        for j in range(count):
+            stride = 2 if i and not j else 1
+            stage.append(_imagenet_block(channels, width, stride, bottleneck, zero_scale, next(keys)))
+            channels = stage[-1].out_channels
+        stages.append(tuple(stage))
+    return ResNet(stem, tuple(stages), pool_stem=True, in_channels=in_channels)
+
+
+def _imagenet_block(
+    in_channels: int, width: int, stride: int, bottleneck: bool, zero_scale: bool, key: PRNGKeyArray
+) -> ResidualBlock:
+    widths = (width, width, 4 * width) if bottleneck else (width, width)
+    kernels = (1, 3, 1) if bottleneck else (3, 3)
+    strides = (1, stride, 1) if bottleneck else (stride, 1)
+    return ResidualBlock(in_channels, widths, kernels, strides, shortcut="projection", zero_scale=zero_scale, key=key)
+
+
+def resnet_cifar(depth: int, *, in_channels: int = 3, key: PRNGKeyArray) -> ResNet:
+    """He et al. 2016 section 4.2: 6n+2 layers, widths 16, 32, 64, shortcuts without parameters (option A)."""
+    if (depth - 2) % 6:
+        raise ValueError(f"a CIFAR ResNet has 6n+2 layers (20, 32, 44, 56, 110), got {depth}")
+    count = (depth - 2) // 6
+    keys = iter(jax.random.split(key, 3 * count + 1))
+    stem = ConvNorm(in_channels, 16, 3, key=next(keys))
+    stages, channels = [], 16
+    for i, width in enumerate((16, 32, 64)):
+        stage = []
+        for j in range(count):
+            strides = (2 if i and not j else 1, 1)
+            stage.append(
+                ResidualBlock(channels, (width, width), (3, 3), strides, shortcut="pad", zero_scale=False, key=next(keys))
+            )
+            channels = width
+        stages.append(tuple(stage))
+    return ResNet(stem, tuple(stages), pool_stem=False, in_channels=in_channels)

@@ -1,0 +1,272 @@
+"""Vision transformer (Dosovitskiy et al. 2021) with the options of AugReg, big_vision, DeiT and DINOv2."""
+
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from eqvision.backbones.checks import check_images
+from eqvision.layers import (
+    Activation,
+    Implementation,
+    LayerNorm,
+    PatchEmbed,
+    PositionEmbedding2D,
+    Remat,
+    SinCos2D,
+    TransformerStack,
+    dropout,
+    fold,
+    normal,
+)
+from eqvision.types import Images, TokenFeatures
+
+PositionKind = Literal["learned", "sincos2d"]
+
+
+class ViTSize(NamedTuple):
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+
+
+# Dosovitskiy et al. 2021 table 1, Touvron et al. 2021 (Ti, S), Zhai et al. 2022 table 2 (g, G), Chen et al. 2022 (e).
+SIZES = {
+    "ti": ViTSize(192, 12, 3, 768),
+    "s": ViTSize(384, 12, 6, 1536),
+    "b": ViTSize(768, 12, 12, 3072),
+    "l": ViTSize(1024, 24, 16, 4096),
+    "h": ViTSize(1280, 32, 16, 5120),
+    "g": ViTSize(1408, 40, 16, 6144),
+    "G": ViTSize(1664, 48, 16, 8192),
+    "e": ViTSize(1792, 56, 16, 15360),
+}
+
+
+class VisionTransformer(eqx.Module):
+    """Patches, position embedding, a scanned stack of pre-norm blocks, a final norm.
+
+    ``class_position`` is the class token's own position embedding: present where the position embedding is
+    added after the class token joins (ViT, DeiT, AugReg), absent where it is added before (big_vision).
+    Images of any height and width that the patch divides are legal: the position embedding is resampled.
+    """
+
+    patch_embed: PatchEmbed
+    position: PositionEmbedding2D | SinCos2D
+    class_token: Float[Array, " d"] | None
+    class_position: Float[Array, " d"] | None
+    registers: Float[Array, "r d"] | None
+    encoder: TransformerStack
+    norm: LayerNorm
+    dropout: float = eqx.field(static=True)
+    in_channels: int = eqx.field(static=True)
+    channels: tuple[int, ...] = eqx.field(static=True)
+    strides: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        size: ViTSize,
+        patch_size: int,
+        *,
+        image_size: int | tuple[int, int] = 224,
+        in_channels: int = 3,
+        class_token: bool = True,
+        num_registers: int = 0,
+        position: PositionKind = "learned",
+        position_on_class: bool = True,
+        activation: Activation = "gelu",
+        eps: float = 1e-6,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        implementation: Implementation = "xla",
+        remat: Remat = "none",
+        unroll: int = 1,
+        key: PRNGKeyArray,
+    ):
+        keys = jax.random.split(key, 6)
+        width = size.width
+        grid = _grid(image_size, patch_size)
+        self.patch_embed = PatchEmbed(in_channels, width, patch_size, key=keys[0])
+        self.position = (
+            PositionEmbedding2D(grid, width, key=keys[1]) if position == "learned" else SinCos2D(width)
+        )
+        self.class_token = normal(keys[2], (width,), 0.02) if class_token else None
+        self.class_position = normal(keys[3], (width,), 0.02) if class_token and position_on_class else None
+        self.registers = normal(keys[4], (num_registers, width), 0.02) if num_registers else None
+        self.encoder = TransformerStack(
+            size.depth,
+            width,
+            size.num_heads,
+            size.mlp_dim,
+            eps=eps,
+            activation=activation,
+            dropout=dropout,
+            drop_path=drop_path,
+            layer_scale=layer_scale,
+            implementation=implementation,
+            remat=remat,
+            unroll=unroll,
+            key=keys[5],
+        )
+        self.norm = LayerNorm(width, eps=eps)
+        self.dropout = dropout
+        self.in_channels = in_channels
+        self.channels = (width,)
+        self.strides = (patch_size,)
+
+    def __call__(
+        self, images: Images, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[TokenFeatures, eqx.nn.State]:
+        tokens, grid = self._embed(images)
+        tokens = dropout(tokens, self.dropout, train=train, key=fold(key, 0))
+        tokens = self.encoder(tokens, train=train, key=fold(key, 1))
+        return self._split(self.norm(tokens), grid), state
+
+    def intermediates(
+        self, images: Images, state: eqx.nn.State, layers: tuple[int, ...], *, normalise: bool = True
+    ) -> tuple[TokenFeatures, ...]:
+        """Outputs of the blocks ``layers`` (negative counts from the end), through the final norm unless told not to."""
+        del state
+        tokens, grid = self._embed(images)
+        outputs = self.encoder.intermediates(tokens)
+        chosen = [outputs[check_layer(layer, self.encoder.depth)] for layer in layers]
+        return tuple(self._split(self.norm(x) if normalise else x, grid) for x in chosen)
+
+    def _embed(self, images: Images) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
+        patch = self.strides[0]
+        check_images(images, self.in_channels, (patch, patch))
+        patches = self.patch_embed(images)
+        b, h, w, d = patches.shape
+        patches = patches + self.position((h, w)).astype(patches.dtype)
+        prefix = [jnp.broadcast_to(token.astype(patches.dtype), (b, *token.shape)) for token in self._prefix()]
+        return jnp.concatenate([*prefix, patches.reshape(b, h * w, d)], axis=1), (h, w)
+
+    def _prefix(self) -> list[Float[Array, "p d"]]:
+        prefix = []
+        if self.class_token is not None:
+            position = 0.0 if self.class_position is None else self.class_position
+            prefix.append((self.class_token + position)[None])
+        return prefix if self.registers is None else [*prefix, self.registers]
+
+    def _split(self, tokens: Float[Array, "b n d"], grid: tuple[int, int]) -> TokenFeatures:
+        b, n, d = tokens.shape
+        count = n - grid[0] * grid[1]
+        return TokenFeatures(tokens[:, :count], tokens[:, count:].reshape(b, *grid, d))
+
+
+def check_layer(layer: int, depth: int) -> int:
+    """The layer's index counted from the front; ValueError where there is no such layer."""
+    if not -depth <= layer < depth:
+        raise ValueError(f"intermediates: layer {layer} does not exist, the backbone has layers 0..{depth - 1}")
+    return layer % depth
+
+
+def _grid(image_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height % patch_size or width % patch_size or min(height, width) <= 0:
+        near = max(patch_size, round(height / patch_size) * patch_size)
+        raise ValueError(
+            f"image_size {height}x{width} is not divisible by the patch size {patch_size}; the nearest legal size is {near}"
+        )
+    return height // patch_size, width // patch_size
+
+
+def vit(
+    size: str,
+    patch_size: int,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int = 3,
+    num_registers: int = 0,
+    class_token: bool = True,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    layer_scale: float | None = None,
+    implementation: Implementation = "xla",
+    remat: Remat = "none",
+    unroll: int = 1,
+    key: PRNGKeyArray,
+) -> VisionTransformer:
+    """ViT as timm and Hugging Face have it: exact GELU, class token with a position of its own."""
+    return VisionTransformer(
+        SIZES[size],
+        patch_size,
+        image_size=image_size,
+        in_channels=in_channels,
+        class_token=class_token,
+        num_registers=num_registers,
+        dropout=dropout,
+        drop_path=drop_path,
+        layer_scale=layer_scale,
+        implementation=implementation,
+        remat=remat,
+        unroll=unroll,
+        key=key,
+    )
+
+
+def vit_augreg(
+    size: str,
+    patch_size: int,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int = 3,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    implementation: Implementation = "xla",
+    remat: Remat = "none",
+    unroll: int = 1,
+    key: PRNGKeyArray,
+) -> VisionTransformer:
+    """ViT as google-research/vision_transformer has it (Steiner et al. 2021): tanh GELU, as Flax defaults to."""
+    return VisionTransformer(
+        SIZES[size],
+        patch_size,
+        image_size=image_size,
+        in_channels=in_channels,
+        activation="gelu_tanh",
+        dropout=dropout,
+        drop_path=drop_path,
+        implementation=implementation,
+        remat=remat,
+        unroll=unroll,
+        key=key,
+    )
+
+
+def vit_big_vision(
+    size: str,
+    patch_size: int,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int = 3,
+    position: PositionKind = "learned",
+    class_token: bool = False,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    implementation: Implementation = "xla",
+    remat: Remat = "none",
+    unroll: int = 1,
+    key: PRNGKeyArray,
+) -> VisionTransformer:
+    """ViT as big_vision has it (models/vit.py): the position embedding is added before a class token joins."""
+    return VisionTransformer(
+        SIZES[size],
+        patch_size,
+        image_size=image_size,
+        in_channels=in_channels,
+        class_token=class_token,
+        position=position,
+        position_on_class=False,
+        activation="gelu_tanh",
+        dropout=dropout,
+        drop_path=drop_path,
+        implementation=implementation,
+        remat=remat,
+        unroll=unroll,
+        key=key,
+    )

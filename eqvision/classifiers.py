@@ -1,0 +1,217 @@
+"""Image classifiers: backbone, optional neck, head. The table of zoo names is in ``zoo.py``."""
+
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from eqvision.backbones import (
+    SIZES,
+    resnet,
+    resnet_cifar,
+    vit,
+    vit_augreg,
+    vit_big_vision,
+)
+from eqvision.backbones.vit import PositionKind
+from eqvision.heads import AttentionPool, MapHead, TokenHead, TokenPool, zeros
+from eqvision.layers import Activation, Implementation, Remat, fold
+from eqvision.types import Features, Images, TokenFeatures
+
+
+class Backbone(Protocol):
+    """What a classifier needs of a backbone."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    in_channels: int
+
+    def __call__(
+        self, images: Images, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[Features | TokenFeatures, eqx.nn.State]: ...
+
+    def intermediates(
+        self, images: Images, state: eqx.nn.State, layers: tuple[int, ...]
+    ) -> tuple[Float[Array, "..."] | TokenFeatures, ...]: ...
+
+
+class Neck(Protocol):
+    """From features to features, with the new ``channels`` and ``strides``."""
+
+    def __call__(
+        self, features: Features, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[Features, eqx.nn.State]: ...
+
+
+class Head(Protocol):
+    """From features to logits; ``reset`` gives a fresh one for another number of classes."""
+
+    def __call__(
+        self, features: Features | TokenFeatures, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "b ... k"], eqx.nn.State]: ...
+
+    def reset(self, num_classes: int, *, key: PRNGKeyArray) -> "Head": ...
+
+
+class Classifier(eqx.Module):
+    """Composition without logic: backbone -> neck (if any) -> head -> logits."""
+
+    backbone: Backbone
+    neck: Neck | None
+    head: Head
+
+    def __call__(
+        self, images: Images, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "b ... k"], eqx.nn.State]:
+        features, state = self.backbone(images, state, train=train, key=fold(key, 0))
+        if self.neck is not None:
+            features, state = self.neck(features, state, train=train, key=fold(key, 1))
+        return self.head(features, state, train=train, key=fold(key, 2))
+
+    def intermediates(
+        self, images: Images, state: eqx.nn.State, layers: tuple[int, ...]
+    ) -> tuple[Float[Array, "..."] | TokenFeatures, ...]:
+        """Features of the backbone's ``layers``: blocks of a transformer, stages of a pyramid."""
+        return self.backbone.intermediates(images, state, layers)
+
+
+def reset_head(model: Classifier, num_classes: int, *, key: PRNGKeyArray) -> Classifier:
+    """The same model with a freshly initialised head for ``num_classes`` classes."""
+    return eqx.tree_at(lambda m: m.head, model, model.head.reset(num_classes, key=key))
+
+
+def inference(model: Classifier, state: eqx.nn.State) -> Callable[[Images], Float[Array, "b ... k"]]:
+    """``images -> logits``, compiled once per image shape; parameters are arguments and not baked in."""
+    run = jax.jit(lambda model, state, images: model(images, state)[0])
+    return functools.partial(run, model, state)
+
+
+def vit_classifier(
+    size: str,
+    patch_size: int,
+    *,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    in_channels: int,
+    pool: TokenPool = "token",
+    pre_logits: int | None = None,
+    num_registers: int = 0,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    layer_scale: float | None = None,
+    attention: Implementation = "xla",
+    remat: Remat = "none",
+    unroll: int = 1,
+    key: PRNGKeyArray,
+) -> Classifier:
+    """ViT of timm and Hugging Face."""
+    keys = jax.random.split(key, 3)
+    backbone = vit(
+        size,
+        patch_size,
+        image_size=image_size,
+        in_channels=in_channels,
+        class_token=pool == "token",
+        num_registers=num_registers,
+        dropout=dropout,
+        drop_path=drop_path,
+        layer_scale=layer_scale,
+        implementation=attention,
+        remat=remat,
+        unroll=unroll,
+        key=keys[0],
+    )
+    map_pool = _attention_pool(size, "gelu", keys[1]) if pool == "map" else None
+    width = backbone.channels[-1]
+    head = TokenHead(width, num_classes, pool=pool, map_pool=map_pool, pre_logits=pre_logits, key=keys[2])
+    return Classifier(backbone, None, head)
+
+
+def vit_augreg_classifier(
+    size: str,
+    patch_size: int,
+    *,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    in_channels: int,
+    pre_logits: int | None = None,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    attention: Implementation = "xla",
+    remat: Remat = "none",
+    unroll: int = 1,
+    key: PRNGKeyArray,
+) -> Classifier:
+    """ViT of google-research/vision_transformer: class token, tanh GELU, zero head."""
+    keys = jax.random.split(key)
+    backbone = vit_augreg(
+        size,
+        patch_size,
+        image_size=image_size,
+        in_channels=in_channels,
+        dropout=dropout,
+        drop_path=drop_path,
+        implementation=attention,
+        remat=remat,
+        unroll=unroll,
+        key=keys[0],
+    )
+    head = TokenHead(backbone.channels[-1], num_classes, pre_logits=pre_logits, init=zeros, key=keys[1])
+    return Classifier(backbone, None, head)
+
+
+def vit_big_vision_classifier(
+    size: str,
+    patch_size: int,
+    *,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    in_channels: int,
+    pool: TokenPool = "map",
+    position: PositionKind = "learned",
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    attention: Implementation = "xla",
+    remat: Remat = "none",
+    unroll: int = 1,
+    key: PRNGKeyArray,
+) -> Classifier:
+    """ViT of big_vision: pooling by attention, mean or class token; zero head."""
+    keys = jax.random.split(key, 3)
+    backbone = vit_big_vision(
+        size,
+        patch_size,
+        image_size=image_size,
+        in_channels=in_channels,
+        position=position,
+        class_token=pool == "token",
+        dropout=dropout,
+        drop_path=drop_path,
+        implementation=attention,
+        remat=remat,
+        unroll=unroll,
+        key=keys[0],
+    )
+    map_pool = _attention_pool(size, "gelu_tanh", keys[1]) if pool == "map" else None
+    head = TokenHead(backbone.channels[-1], num_classes, pool=pool, map_pool=map_pool, init=zeros, key=keys[2])
+    return Classifier(backbone, None, head)
+
+
+def _attention_pool(size: str, activation: Activation, key: PRNGKeyArray) -> AttentionPool:
+    width, _, num_heads, mlp_dim = SIZES[size]
+    return AttentionPool(width, num_heads, mlp_dim, activation=activation, key=key)
+
+
+def resnet_classifier(depth: int, *, num_classes: int, in_channels: int, key: PRNGKeyArray) -> Classifier:
+    keys = jax.random.split(key)
+    backbone = resnet(depth, in_channels=in_channels, key=keys[0])
+    return Classifier(backbone, None, MapHead(backbone.channels[-1], num_classes, key=keys[1]))
+
+
+def resnet_cifar_classifier(depth: int, *, num_classes: int, in_channels: int, key: PRNGKeyArray) -> Classifier:
+    keys = jax.random.split(key)
+    backbone = resnet_cifar(depth, in_channels=in_channels, key=keys[0])
+    return Classifier(backbone, None, MapHead(backbone.channels[-1], num_classes, key=keys[1]))

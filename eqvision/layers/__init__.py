@@ -1,0 +1,71 @@
+"""Parameterised building blocks: batched, channels last, array-only pytrees."""
+
+from eqvision.layers.attention import Attention, Implementation, attention
+from eqvision.layers.batch_norm import BatchNorm, FrozenBatchNorm, batch_norm
+from eqvision.layers.conv import Conv, Padding, StandardizedConv, average_pool, convolve, max_pool
+from eqvision.layers.drop import LayerScale, MissingKeyError, drop_path, dropout, fold, require_key
+from eqvision.layers.init import he_normal_fan_out, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
+from eqvision.layers.linear import Initializer, Linear
+from eqvision.layers.mlp import MLP, Activation, GatedMLP, activate
+from eqvision.layers.norm import GroupNorm, LayerNorm, RMSNorm, layer_norm
+from eqvision.layers.patch import PatchEmbed, PatchEmbed3D
+from eqvision.layers.position import (
+    PositionEmbedding1D,
+    PositionEmbedding2D,
+    SinCos2D,
+    resample_grid,
+    sincos_1d,
+    sincos_2d,
+    sincos_3d,
+)
+from eqvision.layers.transformer import Remat, TransformerBlock, TransformerStack, rematerialised
+
+__all__ = [
+    "MLP",
+    "Activation",
+    "Attention",
+    "BatchNorm",
+    "Conv",
+    "FrozenBatchNorm",
+    "GatedMLP",
+    "GroupNorm",
+    "Implementation",
+    "Initializer",
+    "LayerNorm",
+    "LayerScale",
+    "Linear",
+    "MissingKeyError",
+    "Padding",
+    "PatchEmbed",
+    "PatchEmbed3D",
+    "PositionEmbedding1D",
+    "PositionEmbedding2D",
+    "RMSNorm",
+    "Remat",
+    "SinCos2D",
+    "StandardizedConv",
+    "TransformerBlock",
+    "TransformerStack",
+    "activate",
+    "attention",
+    "average_pool",
+    "batch_norm",
+    "convolve",
+    "drop_path",
+    "dropout",
+    "fold",
+    "he_normal_fan_out",
+    "layer_norm",
+    "lecun_normal",
+    "max_pool",
+    "normal",
+    "rematerialised",
+    "require_key",
+    "resample_grid",
+    "sincos_1d",
+    "sincos_2d",
+    "sincos_3d",
+    "truncated_normal",
+    "uniform",
+    "xavier_uniform",
+]

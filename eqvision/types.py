@@ -1,0 +1,44 @@
+"""Batches and shape aliases that rooms share. Everything here is a NamedTuple of arrays, so it is a pytree."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, UInt8
+
+Images = Float[Array, "b h w c"]
+Tokens = Float[Array, "b n d"]
+Features = tuple[Float[Array, "b _ _ _"], ...]  # a pyramid: channels last, fine to coarse
+Key = PRNGKeyArray
+
+
+class ClassificationBatch(NamedTuple):
+    """One batch of images with what is to be predicted from each.
+
+    ``images`` stay uint8 until the device. ``labels`` are class indices (single label), 0/1 or soft
+    rows (multi-label, mixup) or real values (regression). ``weights`` is 0 on rows that only pad the
+    batch and 1 elsewhere. ``indices`` are positions in the data source, so that errors can name the
+    example; -1 on padding.
+    """
+
+    images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
+    labels: Int[Array, " b"] | Float[Array, "b k"]
+    weights: Float[Array, " b"]
+    indices: Int[Array, " b"]
+
+
+class WeightedValues(NamedTuple):
+    """Per-example values and their weights; the task divides the sums globally."""
+
+    values: Float[Array, " b"]
+    weights: Float[Array, " b"]
+
+
+Labels = Num[Array, "b ..."]
+
+
+class TokenFeatures(NamedTuple):
+    """What a transformer backbone gives: ``prefix`` holds the class token and then the registers (0 of them is
+    legal), ``patches`` the grid of patch tokens, which is also a feature map of one level.
+    """
+
+    prefix: Float[Array, "b p d"]
+    patches: Float[Array, "b h w d"]

@@ -1,0 +1,114 @@
+"""The zoo: one row per model name, and ``create`` and ``list_models`` that read the rows."""
+
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+import equinox as eqx
+from jaxtyping import PRNGKeyArray
+
+from eqvision.classifiers import (
+    Classifier,
+    resnet_cifar_classifier,
+    resnet_classifier,
+    vit_augreg_classifier,
+    vit_big_vision_classifier,
+    vit_classifier,
+)
+from eqvision.layers import Implementation, Remat
+
+MODELS: dict[str, Callable[..., Classifier]] = {
+    "resnet18": partial(resnet_classifier, 18),
+    "resnet34": partial(resnet_classifier, 34),
+    "resnet50": partial(resnet_classifier, 50),
+    "resnet101": partial(resnet_classifier, 101),
+    "resnet152": partial(resnet_classifier, 152),
+    "resnet20_cifar": partial(resnet_cifar_classifier, 20),
+    "resnet32_cifar": partial(resnet_cifar_classifier, 32),
+    "resnet44_cifar": partial(resnet_cifar_classifier, 44),
+    "resnet56_cifar": partial(resnet_cifar_classifier, 56),
+    "resnet110_cifar": partial(resnet_cifar_classifier, 110),
+    "vit_ti4": partial(vit_classifier, "ti", 4),
+    "vit_ti16": partial(vit_classifier, "ti", 16),
+    "vit_s16": partial(vit_classifier, "s", 16),
+    "vit_s32": partial(vit_classifier, "s", 32),
+    "vit_b8": partial(vit_classifier, "b", 8),
+    "vit_b16": partial(vit_classifier, "b", 16),
+    "vit_b32": partial(vit_classifier, "b", 32),
+    "vit_l16": partial(vit_classifier, "l", 16),
+    "vit_l32": partial(vit_classifier, "l", 32),
+    "vit_h14": partial(vit_classifier, "h", 14),
+    "vit_g14": partial(vit_classifier, "g", 14),
+    "vit_G14": partial(vit_classifier, "G", 14),
+    "vit_e14": partial(vit_classifier, "e", 14),
+    "vit_b16_in21k": partial(vit_augreg_classifier, "b", 16, pre_logits=768),
+    "vit_l16_in21k": partial(vit_augreg_classifier, "l", 16, pre_logits=1024),
+    "vit_s16_reg4_mean": partial(vit_classifier, "s", 16, pool="mean", num_registers=4),
+    "vit_b16_reg4_mean": partial(vit_classifier, "b", 16, pool="mean", num_registers=4),
+    "vit_ti16_augreg": partial(vit_augreg_classifier, "ti", 16),
+    "vit_s16_augreg": partial(vit_augreg_classifier, "s", 16),
+    "vit_s32_augreg": partial(vit_augreg_classifier, "s", 32),
+    "vit_b8_augreg": partial(vit_augreg_classifier, "b", 8),
+    "vit_b16_augreg": partial(vit_augreg_classifier, "b", 16),
+    "vit_b32_augreg": partial(vit_augreg_classifier, "b", 32),
+    "vit_l16_augreg": partial(vit_augreg_classifier, "l", 16),
+    "vit_s16_big_vision": partial(vit_big_vision_classifier, "s", 16, pool="mean", position="sincos2d"),
+    "vit_b16_big_vision": partial(vit_big_vision_classifier, "b", 16),
+    "vit_l16_big_vision": partial(vit_big_vision_classifier, "l", 16),
+    "vit_h14_big_vision": partial(vit_big_vision_classifier, "h", 14),
+    "vit_g14_big_vision": partial(vit_big_vision_classifier, "g", 14),
+    "vit_G14_big_vision": partial(vit_big_vision_classifier, "G", 14),
+    "vit_e14_big_vision": partial(vit_big_vision_classifier, "e", 14),
+}
+
+
+class UnknownNameError(ValueError):
+    """A name that no table has; the message lists the nearest ones."""
+
+
+def nearest(name: str, valid: list[str], what: str) -> UnknownNameError:
+    """The error to raise for ``name``: what is unknown and which ``valid`` names come nearest."""
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.4) or sorted(valid)[:3]
+    return UnknownNameError(f"{what} {name!r} does not exist; nearest: {', '.join(close)}")
+
+
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Names that match a shell pattern such as ``vit*``. No published weights are listed yet, so ``pretrained`` gives none."""
+    return [] if pretrained else sorted(fnmatch.filter(MODELS, pattern))
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int = 3,
+    dropout: float | None = None,
+    drop_path: float | None = None,
+    remat: Remat | None = None,
+    unroll: int | None = None,
+    attention: Implementation | None = None,
+    key: PRNGKeyArray,
+) -> tuple[Classifier, eqx.nn.State]:
+    """A freshly initialised model of the zoo and its state (running statistics; empty for models without).
+
+    ``image_size`` matters to models with learned positions; networks of convolutions take any size. The
+    options from ``dropout`` on are passed to models that have them.
+
+    Raises UnknownNameError with the nearest names, ValueError for an option that the model does not have.
+    """
+    if name not in MODELS:
+        raise nearest(name, list(MODELS), "model")
+    build = MODELS[name]
+    options = {"dropout": dropout, "drop_path": drop_path, "remat": remat, "unroll": unroll, "attention": attention}
+    given = {option: value for option, value in options.items() if value is not None}
+    accepted = inspect.signature(build).parameters
+    for option in given:
+        if option not in accepted:
+            offered = [o for o in options if o in accepted]
+            raise ValueError(f"model {name!r} has no option {option!r}; it has: {', '.join(offered) or 'none of them'}")
+    if "image_size" in accepted:
+        given["image_size"] = image_size
+    return eqx.nn.make_with_state(build)(num_classes=num_classes, in_channels=in_channels, key=key, **given)
