@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -22,6 +22,7 @@ from eqvision.layers import Activation, Implementation, Remat, fold
 from eqvision.types import Features, Images, TokenFeatures
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What a classifier needs of a backbone."""
 
@@ -38,6 +39,7 @@ class Backbone(Protocol):
     ) -> tuple[Float[Array, "..."] | TokenFeatures, ...]: ...
 
 
+@runtime_checkable
 class Neck(Protocol):
     """From features to features, with the new ``channels`` and ``strides``."""
 
@@ -46,6 +48,7 @@ class Neck(Protocol):
     ) -> tuple[Features, eqx.nn.State]: ...
 
 
+@runtime_checkable
 class Head(Protocol):
     """From features to logits; ``reset`` gives a fresh one for another number of classes."""
 

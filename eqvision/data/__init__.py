@@ -1,0 +1,34 @@
+"""Sources, host transforms, batching and device feeding. Pillow, grain and scikit-learn are imported on first use."""
+
+from eqvision.data.arrays_file import load_arrays as load_arrays
+from eqvision.data.decode import IMAGE_EXTENSIONS as IMAGE_EXTENSIONS
+from eqvision.data.decode import CorruptImageError as CorruptImageError
+from eqvision.data.decode import decode_image as decode_image
+from eqvision.data.feed import DeviceFeed as DeviceFeed
+from eqvision.data.feed import device_feed as device_feed
+from eqvision.data.listing import cache_folder as cache_folder
+from eqvision.data.sources import Arrays as Arrays
+from eqvision.data.sources import Example as Example
+from eqvision.data.sources import ImageFolder as ImageFolder
+from eqvision.data.sources import Source as Source
+from eqvision.data.sources import check_labels as check_labels
+from eqvision.data.sources import digits as digits
+from eqvision.data.stream import eval_stream as eval_stream
+from eqvision.data.stream import steps_per_epoch as steps_per_epoch
+from eqvision.data.stream import train_stream as train_stream
+from eqvision.data.transforms import EVAL_CROP_FRACTIONS as EVAL_CROP_FRACTIONS
+from eqvision.data.transforms import HALF_MEAN as HALF_MEAN
+from eqvision.data.transforms import HALF_STD as HALF_STD
+from eqvision.data.transforms import IMAGENET_MEAN as IMAGENET_MEAN
+from eqvision.data.transforms import IMAGENET_STD as IMAGENET_STD
+from eqvision.data.transforms import INTERPOLATIONS as INTERPOLATIONS
+from eqvision.data.transforms import TRAIN_TRANSFORMS as TRAIN_TRANSFORMS
+from eqvision.data.transforms import center_crop as center_crop
+from eqvision.data.transforms import eval_transform as eval_transform
+from eqvision.data.transforms import normalize as normalize
+from eqvision.data.transforms import pad_and_crop as pad_and_crop
+from eqvision.data.transforms import random_flip as random_flip
+from eqvision.data.transforms import random_resized_crop as random_resized_crop
+from eqvision.data.transforms import resize as resize
+from eqvision.data.transforms import resize_and_center_crop as resize_and_center_crop
+from eqvision.data.transforms import train_transform as train_transform

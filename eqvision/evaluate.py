@@ -1,0 +1,104 @@
+"""One pass over a split: every example counts once, whatever the batch size and the number of devices."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, UInt8
+
+from eqvision.classifiers import Classifier
+from eqvision.data import Source, device_feed, eval_stream, eval_transform, normalize
+from eqvision.metrics import all_reduce, compute, merge
+from eqvision.recipes import TrainConfig
+from eqvision.tasks import Task
+from eqvision.types import ClassificationBatch
+
+NUM_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A few examples with what the model said, for a picture."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: np.ndarray
+    outputs: Float[np.ndarray, "n k"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics by name, the confusion matrix of a single-label task, and samples."""
+
+    metrics: dict[str, float]
+    confusion: Float[np.ndarray, "k k"] | None
+    samples: Samples
+
+
+class Evaluator:
+    """``evaluator(model, stats)`` runs the split; compiled once."""
+
+    def __init__(self, config: TrainConfig, task: Task, source: Source, mesh: Mesh):
+        self._config, self._task, self._source, self._mesh = config, task, source, mesh
+        self._step = make_eval_step(task, mesh, config)
+
+    def __call__(self, model: Classifier, stats: eqx.nn.State) -> Evaluation:
+        sums, samples, host = None, None, self._task.host_metrics()
+        with device_feed(self._stream(), NamedSharding(self._mesh, P("data"))) as feed:
+            for batch in feed:
+                batch_sums, outputs = self._step(batch, model, stats)
+                sums = batch_sums if sums is None else merge(sums, batch_sums)
+                samples = _samples(batch, outputs) if samples is None else samples
+                for metric in host.values():
+                    metric.update(*_gathered(outputs, batch.labels, batch.weights))
+        confusion = np.asarray(sums["confusion"].counts) if "confusion" in sums else None
+        scalars = {name: metric for name, metric in sums.items() if name != "confusion"}
+        return Evaluation(compute({**scalars, **host}), confusion, samples)
+
+    def _stream(self):
+        config = self._config
+        return eval_stream(
+            self._source,
+            batch_size=config.loop.eval_batch_size,
+            transform=eval_transform(config.data.transform, config.model.image_size, config.data.interpolation),
+            num_threads=config.data.num_threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+
+def make_eval_step(task: Task, mesh: Mesh, config: TrainConfig) -> Callable[..., tuple[dict[str, Any], Array]]:
+    """``(batch, model, stats) -> (sums over the global batch, outputs)``."""
+    dtype = jnp.dtype(config.loop.compute_dtype)
+
+    def step(batch: ClassificationBatch, model: Classifier, stats: eqx.nn.State):
+        images = normalize(batch.images, config.data.mean, config.data.std).astype(dtype)
+        outputs, _ = model(images, stats)
+        return all_reduce(task.metrics(outputs, batch)), outputs
+
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P("data"), P(), P()), out_specs=(P(), P("data"))))
+
+
+def _gathered(*arrays: Array) -> list[np.ndarray]:
+    """The rows of all hosts, in numpy."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    return [np.asarray(process_allgather(array, tiled=True)) for array in arrays]
+
+
+def _samples(batch: ClassificationBatch, outputs: Array) -> Samples:
+    """Evenly spaced real rows of the first batch that this host holds."""
+    images, labels, weights, rows = (_local(x) for x in (batch.images, batch.labels, batch.weights, outputs))
+    real = np.flatnonzero(weights)
+    chosen = real[np.linspace(0, len(real) - 1, min(NUM_SAMPLES, len(real))).round().astype(int)] if len(real) else real
+    return Samples(images[chosen], labels[chosen], rows[chosen].astype(np.float32))
+
+
+def _local(array: Array) -> np.ndarray:
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])

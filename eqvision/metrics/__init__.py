@@ -1,0 +1,57 @@
+"""Metrics: every example counts exactly once for any batch size and any number of devices.
+
+Device metrics. A function ``(outputs, labels, weights) -> sums`` gives the sums of one batch as a NamedTuple
+of float32 arrays: ``accuracy``, ``precision_at_k``, ``recall``, ``mean_squared_error``,
+``mean_absolute_error`` and ``Mean.of`` (any value per example, such as the loss) give a ``Mean``;
+``confusion_matrix`` a ``ConfusionMatrix``; ``calibration_error`` a ``CalibrationError``. A dict of them is a
+pytree, so one evaluation is::
+
+    def batch_sums(model, batch):                                # inside jit and shard_map
+        logits = ...
+        sums = {"top1": accuracy(logits, batch.labels, batch.weights),
+                "loss": Mean.of(softmax_cross_entropy(logits, batch.labels), batch.weights)}
+        return all_reduce(sums)                                  # over the devices that split the batch
+
+    total = merge(total, batch_sums(model, batch))               # addition, on the device, over batches
+    results = compute(total)                                     # on the host, once: dict[str, float]
+
+Weight 0 marks padding and adds nothing, whatever the row holds. Counts are exact up to 2**24 examples, where
+float32 stops counting in ones. A metric over no examples is NaN, not 0.
+
+Host metrics. ``MeanAveragePrecision`` needs all scores at once and holds them in numpy: ``update(logits,
+labels, weights)`` per batch, ``merge(other)``, ``compute()``. The function ``compute`` takes host and device
+metrics alike.
+"""
+
+from eqvision.metrics.average_precision import MeanAveragePrecision, average_precision
+from eqvision.metrics.classification import (
+    CalibrationError,
+    ConfusionMatrix,
+    accuracy,
+    calibration_error,
+    confusion_matrix,
+    precision_at_k,
+    recall,
+)
+from eqvision.metrics.regression import mean_absolute_error, mean_squared_error
+from eqvision.metrics.sums import Mean, Metric, all_reduce, compute, merge, zeros_like
+
+__all__ = [
+    "CalibrationError",
+    "ConfusionMatrix",
+    "Mean",
+    "MeanAveragePrecision",
+    "Metric",
+    "accuracy",
+    "all_reduce",
+    "average_precision",
+    "calibration_error",
+    "compute",
+    "confusion_matrix",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "merge",
+    "precision_at_k",
+    "recall",
+    "zeros_like",
+]

@@ -1,0 +1,146 @@
+"""A finished or running run, used: restore its model, label images, draw the labels on them, evaluate again."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Shaped, UInt8
+
+from eqvision.checkpoint import Checkpoints
+from eqvision.classifiers import Classifier
+from eqvision.data import decode_image, eval_transform, normalize
+from eqvision.evaluate import Evaluation, Evaluator
+from eqvision.mesh import make_mesh
+from eqvision.optim import make_optimizer, make_schedule
+from eqvision.recipes import TrainConfig
+from eqvision.run_folder import RunFolder, RunFolderError
+from eqvision.setup import load_source
+from eqvision.tasks import make_task
+from eqvision.train import initial_state
+
+
+class Run(NamedTuple):
+    """What a run folder holds, ready for use."""
+
+    config: TrainConfig
+    class_names: tuple[str, ...]
+    model: Classifier
+    stats: eqx.nn.State
+    step: int
+
+
+class Prediction(NamedTuple):
+    """The best classes of one image, best first; a regression gives its outputs under ``output 0`` ..."""
+
+    path: Path
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+def load_run(path: str | Path) -> Run:
+    """The newest checkpoint of a run folder.
+
+    Raises RunFolderError where the folder is none, or holds no checkpoint yet.
+    """
+    folder = RunFolder(path)
+    config, class_names = folder.config(), folder.class_names()
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, config.optimizer.learning_rate, 1))
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise RunFolderError(f"{folder.path} holds no checkpoint yet; let the run reach its first evaluation")
+        mesh = make_mesh(1)
+        num_classes = folder.read()["num_classes"]
+        state = checkpoints.restore(step, initial_state(config, num_classes, optimizer, mesh))
+    return Run(config, class_names, state.model, state.stats, step)
+
+
+def evaluate_run(path: str | Path, *, data_path: str | None = None, split: str | None = None) -> Evaluation:
+    """Evaluate the newest checkpoint on the run's own test split, or on another folder or split of the same classes."""
+    run = load_run(path)
+    data = run.config.data
+    data = dataclasses.replace(data, path=data.path if data_path is None else data_path)
+    config = dataclasses.replace(run.config, data=data)
+    task = make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
+    source = load_source(config, split or data.test_split, run.class_names)
+    mesh = make_mesh()
+    model, stats = jax.device_put((run.model, run.stats), NamedSharding(mesh, P()))
+    return Evaluator(config, task, source, mesh)(model, stats)
+
+
+def predict(run: Run, paths: list[Path], *, top: int = 5, batch_size: int = 32) -> list[Prediction]:
+    """The ``top`` classes of each image with their probabilities (of softmax or sigmoid, by the task).
+
+    Raises FileNotFoundError and CorruptImageError with the path before anything is computed.
+    """
+    images = np.stack([prepare(run, path) for path in paths])
+    predictions = []
+    for start in range(0, len(paths), batch_size):
+        batch = images[start : start + batch_size]
+        padded = np.pad(batch, ((0, min(batch_size, len(paths)) - len(batch)), (0, 0), (0, 0), (0, 0)))
+        scores = np.asarray(_scores(run, padded))[: len(batch)]
+        predictions += [_named(run, path, row, top) for path, row in zip(paths[start:], scores, strict=False)]
+    return predictions
+
+
+def prepare(run: Run, path: Path) -> UInt8[np.ndarray, "h w c"]:
+    """An image as the run's evaluation sees it."""
+    config = run.config
+    if not path.exists():
+        raise FileNotFoundError(f"no image at {path.absolute()}")
+    transform = eval_transform(config.data.transform, config.model.image_size, config.data.interpolation)
+    return transform(decode_image(path, config.model.in_channels))
+
+
+def _scores(run: Run, images: UInt8[np.ndarray, "b h w c"]) -> Float[Array, "b k"]:
+    config = run.config
+    outputs = _outputs(run.model, run.stats, normalize(jnp.asarray(images), config.data.mean, config.data.std))
+    if config.task.kind == "single_label":
+        return jax.nn.softmax(outputs)
+    return jax.nn.sigmoid(outputs) if config.task.kind == "multi_label" else outputs
+
+
+@jax.jit
+def _outputs(model: Classifier, stats: eqx.nn.State, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+    return model(images, stats)[0]
+
+
+def _named(run: Run, path: Path, scores: Shaped[np.ndarray, " k"], top: int) -> Prediction:
+    if run.config.task.kind == "regression":
+        return Prediction(path, tuple(f"output {i}" for i in range(len(scores))), tuple(map(float, scores)))
+    order = np.argsort(-scores)[:top]
+    return Prediction(path, tuple(run.class_names[i] for i in order), tuple(float(scores[i]) for i in order))
+
+
+def draw(prediction: Prediction, out: Path) -> Path:
+    """The image with its labels on a strip below, as PNG in the folder ``out``; small images are enlarged."""
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+    with Image.open(prediction.path) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    factor = max(1, 256 // max(image.size))
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    lines = [f"{label}  {score:.1%}" for label, score in zip(prediction.labels[:3], prediction.scores, strict=False)]
+    font = ImageFont.load_default(16)
+    width = max(image.width, 8 + max(int(font.getlength(line)) for line in lines) + 8)
+    canvas = Image.new("RGB", (width, image.height + 20 * len(lines) + 8), "white")
+    canvas.paste(image, ((width - image.width) // 2, 0))
+    pen = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        pen.text((8, image.height + 4 + 20 * number), line, fill="black" if number == 0 else "gray", font=font)
+    out.mkdir(parents=True, exist_ok=True)
+    target = _free_name(out, prediction.path.stem)
+    canvas.save(target)
+    return target
+
+
+def _free_name(folder: Path, stem: str) -> Path:
+    """Pictures of equal names from different folders do not overwrite each other."""
+    candidates = (folder / f"{stem}{suffix}.png" for suffix in ["", *(f"_{n}" for n in range(2, 10_000))])
+    return next(path for path in candidates if not path.exists())

@@ -1,0 +1,51 @@
+"""From a configuration to its source of data and its model; what training, evaluation and prediction share."""
+
+import equinox as eqx
+import jax
+
+from eqvision.classifiers import Classifier
+from eqvision.data import ImageFolder, Source, digits, load_arrays
+from eqvision.recipes import TrainConfig
+from eqvision.zoo import create
+
+
+def load_source(config: TrainConfig, split: str, class_names: tuple[str, ...] | None = None) -> Source:
+    """The images of a split. Raises ValueError where the configuration names no path, and what sources raise."""
+    data = config.data
+    if data.kind == "digits":
+        return digits(split)
+    if not data.path:
+        raise ValueError(f"data.kind {data.kind!r} needs a path: --data.path FOLDER (layout FOLDER/{split}/CLASS/*.jpg)")
+    if data.kind == "arrays":
+        return load_arrays(data.path, split)
+    return ImageFolder(
+        data.path, split, in_channels=config.model.in_channels, on_corrupt=data.on_corrupt, class_names=class_names
+    )
+
+
+def num_outputs(config: TrainConfig, source: Source) -> int:
+    """The width of the head: as configured, else from the data."""
+    if config.model.num_classes is not None:
+        return config.model.num_classes
+    if source.labels.ndim == 2:
+        return source.labels.shape[1]
+    return 1 if config.task.kind == "regression" else len(source.class_names)
+
+
+def build_model(config: TrainConfig, num_classes: int) -> tuple[Classifier, eqx.nn.State]:
+    """The model of a run as it is before step 0."""
+    model = config.model
+    return create(
+        model.name,
+        num_classes=num_classes,
+        image_size=model.image_size,
+        in_channels=model.in_channels,
+        dropout=model.dropout,
+        drop_path=model.drop_path,
+        remat=model.remat,
+        unroll=model.unroll,
+        attention=model.attention,
+        key=jax.random.fold_in(jax.random.key(config.seed), 0),
+    )
+
+
