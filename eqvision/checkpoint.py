@@ -61,7 +61,9 @@ class Checkpoints:
         ]
         if differ:
             first = "\n  ".join(differ[:5])
-            raise ValueError(f"checkpoint {self.folder}/{step} is of another model; {len(differ)} leaves differ:\n  {first}")
+            raise ValueError(
+                f"checkpoint {self.folder}/{step} is of another model; {len(differ)} leaves differ:\n  {first}"
+            )
 
 
 def _leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -53,7 +53,12 @@ class Head(Protocol):
     """From features to logits; ``reset`` gives a fresh one for another number of classes."""
 
     def __call__(
-        self, features: Features | TokenFeatures, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
+        self,
+        features: Features | TokenFeatures,
+        state: eqx.nn.State,
+        *,
+        train: bool = False,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b ... k"], eqx.nn.State]: ...
 
     def reset(self, num_classes: int, *, key: PRNGKeyArray) -> "Head": ...

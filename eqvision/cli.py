@@ -53,7 +53,15 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from eqvision.run_folder import RunFolderError
     from eqvision.train import DivergedError
 
-    return (ValueError, FileNotFoundError, NotADirectoryError, KeyError, CorruptImageError, RunFolderError, DivergedError)
+    return (
+        ValueError,
+        FileNotFoundError,
+        NotADirectoryError,
+        KeyError,
+        CorruptImageError,
+        RunFolderError,
+        DivergedError,
+    )
 
 
 def _usage() -> str:
@@ -107,8 +115,13 @@ def _tune_allocator() -> None:
 
     if os.environ.get("EQVISION_ALLOCATOR") or sys.platform != "linux" or jax.default_backend() != "cpu":
         return
-    print("CPU run: starting again with memory allocation tuned (EQVISION_ALLOCATOR=default turns it off)", file=sys.stderr)
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**ALLOCATOR, **os.environ, "EQVISION_ALLOCATOR": "tuned"})
+    print(
+        "CPU run: starting again with memory allocation tuned (EQVISION_ALLOCATOR=default turns it off)",
+        file=sys.stderr,
+    )
+    os.execve(
+        sys.executable, [sys.executable, *sys.orig_argv[1:]], {**ALLOCATOR, **os.environ, "EQVISION_ALLOCATOR": "tuned"}
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,8 +22,7 @@ from eqvision.types import ClassificationBatch
 NUM_SAMPLES = 16
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """A few examples with what the model said, for a picture."""
 
     images: UInt8[np.ndarray, "n h w c"]
@@ -48,17 +47,19 @@ class Evaluator:
         self._step = make_eval_step(task, mesh, config)
 
     def __call__(self, model: Classifier, stats: eqx.nn.State) -> Evaluation:
-        sums, samples, host = None, None, self._task.host_metrics()
+        sums, samples, host = None, [], self._task.host_metrics()
+        wanted = np.linspace(0, len(self._source) - 1, min(NUM_SAMPLES, len(self._source))).round().astype(int)
         with device_feed(self._stream(), NamedSharding(self._mesh, P("data"))) as feed:
             for batch in feed:
                 batch_sums, outputs = self._step(batch, model, stats)
                 sums = batch_sums if sums is None else merge(sums, batch_sums)
-                samples = _samples(batch, outputs) if samples is None else samples
+                samples.append(_samples(batch, outputs, wanted))
                 for metric in host.values():
                     metric.update(*_gathered(outputs, batch.labels, batch.weights))
         confusion = np.asarray(sums["confusion"].counts) if "confusion" in sums else None
         scalars = {name: metric for name, metric in sums.items() if name != "confusion"}
-        return Evaluation(compute({**scalars, **host}), confusion, samples)
+        together = Samples(*(np.concatenate(column) for column in zip(*samples, strict=True)))
+        return Evaluation(compute({**scalars, **host}), confusion, together)
 
     def _stream(self):
         config = self._config
@@ -91,12 +92,12 @@ def _gathered(*arrays: Array) -> list[np.ndarray]:
     return [np.asarray(process_allgather(array, tiled=True)) for array in arrays]
 
 
-def _samples(batch: ClassificationBatch, outputs: Array) -> Samples:
-    """Evenly spaced real rows of the first batch that this host holds."""
-    images, labels, weights, rows = (_local(x) for x in (batch.images, batch.labels, batch.weights, outputs))
-    real = np.flatnonzero(weights)
-    chosen = real[np.linspace(0, len(real) - 1, min(NUM_SAMPLES, len(real))).round().astype(int)] if len(real) else real
-    return Samples(images[chosen], labels[chosen], rows[chosen].astype(np.float32))
+def _samples(batch: ClassificationBatch, outputs: Array, wanted: np.ndarray) -> Samples:
+    """The rows of the batch whose place in the source is ``wanted``, as far as this host holds them."""
+    chosen = np.flatnonzero(np.isin(_local(batch.indices), wanted))
+    if not len(chosen):
+        return Samples(*(np.zeros((0, *x.shape[1:]), x.dtype) for x in (batch.images, batch.labels, outputs)))
+    return Samples(*(_local(x)[chosen] for x in (batch.images, batch.labels, outputs)))
 
 
 def _local(array: Array) -> np.ndarray:

@@ -74,7 +74,9 @@ def plot_samples(path: Path, evaluation: Evaluation, class_names: tuple[str, ...
         right = guess == int(label)
         axes.imshow(image.squeeze(), cmap="gray" if image.shape[-1] == 1 else None, interpolation="nearest")
         wanted = "" if right else f"\nis {class_names[int(label)]}"
-        axes.set_title(f"{class_names[guess]} {probabilities[guess]:.0%}{wanted}", color="black" if right else "red", fontsize=10)
+        axes.set_title(
+            f"{class_names[guess]} {probabilities[guess]:.0%}{wanted}", color="black" if right else "red", fontsize=10
+        )
     figure.savefig(path)
 
 
@@ -91,7 +93,9 @@ def plot_confusion(path: Path, counts: np.ndarray, class_names: tuple[str, ...])
         axes.set_yticks(range(len(class_names)), class_names)
         for (i, j), count in np.ndenumerate(counts):
             if count:
-                axes.text(j, i, f"{count:.0f}", ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+                axes.text(
+                    j, i, f"{count:.0f}", ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black"
+                )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     figure.colorbar(drawn, label="share of the true class")

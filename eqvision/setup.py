@@ -15,7 +15,9 @@ def load_source(config: TrainConfig, split: str, class_names: tuple[str, ...] | 
     if data.kind == "digits":
         return digits(split)
     if not data.path:
-        raise ValueError(f"data.kind {data.kind!r} needs a path: --data.path FOLDER (layout FOLDER/{split}/CLASS/*.jpg)")
+        raise ValueError(
+            f"data.kind {data.kind!r} needs a path: --data.path FOLDER (layout FOLDER/{split}/CLASS/*.jpg)"
+        )
     if data.kind == "arrays":
         return load_arrays(data.path, split)
     return ImageFolder(
@@ -47,5 +49,3 @@ def build_model(config: TrainConfig, num_classes: int) -> tuple[Classifier, eqx.
         attention=model.attention,
         key=jax.random.fold_in(jax.random.key(config.seed), 0),
     )
-
-

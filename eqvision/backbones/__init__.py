@@ -2,7 +2,7 @@
 
 from eqvision.backbones.checks import check_images
 from eqvision.backbones.resnet import ResNet, resnet, resnet_cifar
-from eqvision.backbones.vit import SIZES, ViTSize, VisionTransformer, vit, vit_augreg, vit_big_vision
+from eqvision.backbones.vit import SIZES, VisionTransformer, ViTSize, vit, vit_augreg, vit_big_vision
 
 __all__ = [
     "SIZES",

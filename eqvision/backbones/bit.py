@@ -1,4 +1,4 @@
-"""BiT (Kolesnikov et al. 2020): ResNet v2 with group norm and standardised weights, so no running statistics."""
+"""BiT (Kolesnikov et al. 2020): ResNet v2 with group norm and standardised weights."""
 
 import functools
 from collections.abc import Callable
@@ -21,14 +21,16 @@ Block = Callable[[Float[Array, "b h w i"]], Float[Array, "b h2 w2 o"]]
 class Stage(eqx.Module):
     """A block that changes shape, then equal blocks with stacked parameters, run by ``lax.scan``.
 
-    ``remat`` and ``unroll`` are those of ``TransformerStack``.
+    ``unroll`` blocks are compiled one after the other in each iteration, True means all: XLA:CPU's gradients of
+    a 3x3 convolution are fifty times slower inside a loop. Where compile time matters more, as for 36 blocks
+    on an accelerator, give 1. ``remat`` is that of ``TransformerStack`` and saves memory only with a loop.
     """
 
     first: Block
     rest: Block | None
     depth: int = eqx.field(static=True)
     remat: Remat = eqx.field(static=True)
-    unroll: int = eqx.field(static=True)
+    unroll: int | bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -37,7 +39,7 @@ class Stage(eqx.Module):
         depth: int,
         *,
         remat: Remat = "none",
-        unroll: int = 1,
+        unroll: int | bool = True,
         key: PRNGKeyArray,
     ):
         if remat not in get_args(Remat):
@@ -49,15 +51,40 @@ class Stage(eqx.Module):
         self.unroll = unroll
 
     def __call__(self, x: Float[Array, "b h w i"], *, train: bool = False) -> Float[Array, "b h2 w2 o"]:
-        run = rematerialised(lambda y, block: block(y), self.remat if train else "none")
-        x = run(x, self.first)
+        x = self.first(x)
         if self.rest is None:
             return x
+        run = rematerialised(lambda y, block: block(y), self.remat if train else "none")
         return lax.scan(lambda y, block: (run(y, block), None), x, self.rest, unroll=self.unroll)[0]
 
 
+def bottleneck_stages(
+    block: Callable[..., Block],
+    blocks: tuple[int, ...],
+    width: int,
+    *,
+    remat: Remat = "none",
+    unroll: int | bool = True,
+    key: PRNGKeyArray,
+) -> tuple[Stage, ...]:
+    """``blocks[i]`` bottlenecks of inner width ``width * 2**i``; all stages but the first halve the map."""
+    stages, channels = [], width
+    for i, depth in enumerate(blocks):
+        keys = jax.random.split(jax.random.fold_in(key, i))
+        inner, outer = width * 2**i, 4 * width * 2**i
+        first = block(channels, inner, stride=2 if i else 1, key=keys[0])
+        another = functools.partial(_build, block, outer, inner)
+        stages.append(Stage(first, another, depth, remat=remat, unroll=unroll, key=keys[1]))
+        channels = outer
+    return tuple(stages)
+
+
+def _build(block: Callable[..., Block], in_channels: int, width: int, key: PRNGKeyArray) -> Block:
+    return block(in_channels, width, key=key)
+
+
 class PreActivationBlock(eqx.Module):
-    """Bottleneck with norm and ReLU before each convolution; the projection, if any, reads the first ReLU's output."""
+    """Bottleneck with norm and ReLU before each convolution; the projection reads the first ReLU's output."""
 
     norm1: GroupNorm
     conv1: StandardizedConv
@@ -98,7 +125,7 @@ class PreActivationBlock(eqx.Module):
 
 
 class BiT(eqx.Module):
-    """Stem, stages of pre-activation bottlenecks, a final norm and ReLU on the last map; any image size is legal.
+    """Stem, stages of pre-activation bottlenecks, norm and ReLU on the last map; any image size is legal.
 
     ``width`` is the stem's, 64 times the width factor. ``conv_eps`` is added to the variance of the weights:
     1e-10 in google-research/big_transfer, 1e-8 in timm and transformers.
@@ -120,20 +147,16 @@ class BiT(eqx.Module):
         num_groups: int = 32,
         conv_eps: float = 1e-10,
         remat: Remat = "none",
-        unroll: int = 1,
+        unroll: int | bool = True,
         key: PRNGKeyArray,
     ):
-        keys = jax.random.split(key, len(blocks) + 1)
+        keys = jax.random.split(key)
         self.stem = StandardizedConv(in_channels, width, 7, stride=2, padding=3, eps=conv_eps, key=keys[0])
         block = functools.partial(PreActivationBlock, num_groups=num_groups, conv_eps=conv_eps)
-        stages, channels = [], width
-        for i, depth in enumerate(blocks):
-            stages.append(_stage(block, channels, width * 2**i, 2 if i else 1, depth, remat, unroll, keys[i + 1]))
-            channels = 4 * width * 2**i
-        self.stages = tuple(stages)
-        self.norm = GroupNorm(channels, num_groups=num_groups)
+        self.stages = bottleneck_stages(block, blocks, width, remat=remat, unroll=unroll, key=keys[1])
         self.in_channels = in_channels
         self.channels = tuple(4 * width * 2**i for i in range(len(blocks)))
+        self.norm = GroupNorm(self.channels[-1], num_groups=num_groups)
         self.strides = tuple(4 * 2**i for i in range(len(blocks)))
 
     def __call__(
@@ -155,21 +178,6 @@ class BiT(eqx.Module):
         return tuple(features[check_layer(layer, len(features))] for layer in layers)
 
 
-def _stage(
-    block: Callable[..., Block],
-    in_channels: int,
-    width: int,
-    stride: int,
-    depth: int,
-    remat: Remat,
-    unroll: int,
-    key: PRNGKeyArray,
-) -> Stage:
-    keys = jax.random.split(key)
-    first = block(in_channels, width, stride=stride, key=keys[0])
-    return Stage(first, lambda key: block(4 * width, width, key=key), depth, remat=remat, unroll=unroll, key=keys[1])
-
-
 # Blocks of each stage: He et al. 2016, table 1.
 BIT_DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -180,7 +188,7 @@ def bit(
     *,
     in_channels: int = 3,
     remat: Remat = "none",
-    unroll: int = 1,
+    unroll: int | bool = True,
     key: PRNGKeyArray,
 ) -> BiT:
     """BiT-R``depth``x``width_factor``; published are R50x1, R50x3, R101x1, R101x3, R152x2 and R152x4."""

@@ -1,7 +1,6 @@
-"""Hybrid ViT (Dosovitskiy et al. 2021, Steiner et al. 2021): a vision transformer on the map of a ResNet stem."""
+"""Hybrid ViT (Dosovitskiy et al. 2021, Steiner et al. 2021): a transformer on the map of a ResNet stem."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -9,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from eqvision.backbones.bit import Block, Stage
+from eqvision.backbones.bit import Stage, bottleneck_stages
 from eqvision.backbones.checks import check_images
 from eqvision.backbones.vit import SIZES, VisionTransformer
-from eqvision.layers import GroupNorm, Implementation, Remat, StandardizedConv, max_pool
+from eqvision.layers import Activation, GroupNorm, Implementation, Remat, StandardizedConv, max_pool
 from eqvision.types import Images, TokenFeatures
 
 
@@ -31,7 +30,7 @@ class StandardizedConvNorm(eqx.Module):
         stride: int = 1,
         num_groups: int = 32,
         conv_eps: float = 1e-8,
-        norm_eps: float = 1e-6,
+        norm_eps: float = 1e-5,
         key: PRNGKeyArray,
     ):
         self.conv = StandardizedConv(in_channels, out_channels, kernel_size, stride=stride, eps=conv_eps, key=key)
@@ -57,7 +56,7 @@ class PostActivationBlock(eqx.Module):
         stride: int = 1,
         num_groups: int = 32,
         conv_eps: float = 1e-8,
-        norm_eps: float = 1e-6,
+        norm_eps: float = 1e-5,
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, 4)
@@ -77,11 +76,11 @@ class PostActivationBlock(eqx.Module):
 
 
 class HybridStem(eqx.Module):
-    """The root of a ResNet, stride 4, and its stages of ``blocks`` bottlenecks, each but the first of stride 2.
+    """Root of stride 4 and stages of ``blocks`` bottlenecks, each stage but the first of stride 2.
 
-    ``blocks`` may be empty. google-research/vision_transformer adds 1e-5 to the standard deviation of the
-    weights and ``norm_eps`` 1e-6 to the variance of the maps; timm and transformers, which this follows,
-    add ``conv_eps`` 1e-8 to the variance of the weights, and 1e-5 in the norm.
+    ``blocks`` may be empty. ``conv_eps`` is added to the variance of the weights and ``norm_eps`` to that of
+    the maps, as in timm and transformers; google-research/vision_transformer has 1e-6 for the maps, and for
+    the weights adds 1e-5 to the standard deviation.
     """
 
     root: StandardizedConvNorm
@@ -100,20 +99,24 @@ class HybridStem(eqx.Module):
         conv_eps: float = 1e-8,
         norm_eps: float = 1e-5,
         remat: Remat = "none",
-        unroll: int = 1,
+        unroll: int | bool = True,
         key: PRNGKeyArray,
     ):
-        keys = jax.random.split(key, len(blocks) + 1)
-        options = {"num_groups": num_groups, "conv_eps": conv_eps, "norm_eps": norm_eps}
-        self.root = StandardizedConvNorm(in_channels, width, 7, stride=2, **options, key=keys[0])
-        block = functools.partial(PostActivationBlock, **options)
-        stages, channels = [], width
-        for i, depth in enumerate(blocks):
-            stages.append(_stage(block, channels, width * 2**i, 2 if i else 1, depth, remat, unroll, keys[i + 1]))
-            channels = 4 * width * 2**i
-        self.stages = tuple(stages)
+        keys = jax.random.split(key)
+        self.root = StandardizedConvNorm(
+            in_channels,
+            width,
+            7,
+            stride=2,
+            num_groups=num_groups,
+            conv_eps=conv_eps,
+            norm_eps=norm_eps,
+            key=keys[0],
+        )
+        block = functools.partial(PostActivationBlock, num_groups=num_groups, conv_eps=conv_eps, norm_eps=norm_eps)
+        self.stages = bottleneck_stages(block, blocks, width, remat=remat, unroll=unroll, key=keys[1])
         self.in_channels = in_channels
-        self.channels = channels
+        self.channels = 4 * width * 2 ** (len(blocks) - 1) if blocks else width
         self.stride = 4 * 2 ** max(0, len(blocks) - 1)
 
     def __call__(self, images: Images, *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
@@ -121,3 +124,113 @@ class HybridStem(eqx.Module):
         for stage in self.stages:
             x = stage(x, train=train)
         return x
+
+
+class HybridViT(eqx.Module):
+    """A ``HybridStem`` whose map a ``VisionTransformer`` reads as its image, with patches of 1x1 as a rule.
+
+    Images of any height and width that the stride divides are legal.
+    """
+
+    stem: HybridStem
+    vit: VisionTransformer
+    in_channels: int = eqx.field(static=True)
+    channels: tuple[int, ...] = eqx.field(static=True)
+    strides: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, stem: HybridStem, vit: VisionTransformer):
+        if vit.in_channels != stem.channels:
+            raise ValueError(
+                f"the stem gives maps of {stem.channels} channels and the transformer was built with "
+                f"in_channels={vit.in_channels}; build it with in_channels={stem.channels}"
+            )
+        self.stem = stem
+        self.vit = vit
+        self.in_channels = stem.in_channels
+        self.channels = vit.channels
+        self.strides = (stem.stride * vit.strides[0],)
+
+    def __call__(
+        self, images: Images, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[TokenFeatures, eqx.nn.State]:
+        self._check(images)
+        return self.vit(self.stem(images, train=train), state, train=train, key=key)
+
+    def intermediates(
+        self, images: Images, state: eqx.nn.State, layers: tuple[int, ...], *, normalise: bool = True
+    ) -> tuple[TokenFeatures, ...]:
+        """Outputs of the transformer's blocks ``layers``, as ``VisionTransformer.intermediates`` has them."""
+        self._check(images)
+        return self.vit.intermediates(self.stem(images), state, layers, normalise=normalise)
+
+    def _check(self, images: Images) -> None:
+        check_images(images, self.in_channels, (self.strides[0], self.strides[0]))
+
+
+class HybridSize(NamedTuple):
+    blocks: tuple[int, ...]
+    vit: str
+    patch_size: int
+
+
+# vit_jax/configs/models.py of google-research/vision_transformer. The ResNet before B/16 has 3, 4, 9 blocks
+# and so stride 16. Without stages the stem has stride 4, so that R+Ti/16 has in fact patches of 32 pixels.
+HYBRID_SIZES = {
+    "r_ti16": HybridSize((), "ti", 8),
+    "r26_s32": HybridSize((2, 2, 2, 2), "s", 1),
+    "r26_b32": HybridSize((2, 2, 2, 2), "b", 1),
+    "r50_b16": HybridSize((3, 4, 9), "b", 1),
+    "r50_l32": HybridSize((3, 4, 6, 3), "l", 1),
+}
+
+
+def hybrid_vit(
+    size: str,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    in_channels: int = 3,
+    activation: Activation = "gelu_tanh",
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    implementation: Implementation = "xla",
+    remat: Remat = "none",
+    unroll: int = 1,
+    unroll_stem: int | bool = True,
+    key: PRNGKeyArray,
+) -> HybridViT:
+    """Hybrid ViT ``r_ti16``, ``r26_s32``, ``r26_b32``, ``r50_b16`` or ``r50_l32``, with a class token.
+
+    ``activation`` is ``gelu_tanh`` in google-research/vision_transformer and the exact ``gelu`` in timm.
+    ``unroll`` is the transformer's, ``unroll_stem`` that of the stages of the ResNet (see ``Stage``).
+    """
+    if size not in HYBRID_SIZES:
+        raise ValueError(f"hybrid ViT {size!r} does not exist; choose from {', '.join(HYBRID_SIZES)}")
+    blocks, vit, patch_size = HYBRID_SIZES[size]
+    keys = jax.random.split(key)
+    stem = HybridStem(blocks, in_channels=in_channels, remat=remat, unroll=unroll_stem, key=keys[0])
+    transformer = VisionTransformer(
+        SIZES[vit],
+        patch_size,
+        image_size=_map_size(image_size, stem.stride, patch_size),
+        in_channels=stem.channels,
+        activation=activation,
+        dropout=dropout,
+        drop_path=drop_path,
+        implementation=implementation,
+        remat=remat,
+        unroll=unroll,
+        key=keys[1],
+    )
+    return HybridViT(stem, transformer)
+
+
+def _map_size(image_size: int | tuple[int, int], stride: int, patch_size: int) -> tuple[int, int]:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    step = stride * patch_size
+    if height % step or width % step or min(height, width) <= 0:
+        near = [max(step, round(length / step) * step) for length in (height, width)]
+        raise ValueError(
+            f"image_size {height}x{width} is not divisible by {step}, the stride of this network; "
+            f"the nearest legal size is {near[0]}x{near[1]}"
+        )
+    return height // stride, width // stride

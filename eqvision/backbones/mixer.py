@@ -12,7 +12,17 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqvision.backbones.checks import check_images
 from eqvision.backbones.vit import check_layer
-from eqvision.layers import MLP, Activation, LayerNorm, PatchEmbed, Remat, drop_path, fold, lecun_normal, rematerialised
+from eqvision.layers import (
+    MLP,
+    Activation,
+    LayerNorm,
+    PatchEmbed,
+    Remat,
+    drop_path,
+    fold,
+    lecun_normal,
+    rematerialised,
+)
 from eqvision.types import Images, TokenFeatures
 
 
@@ -33,7 +43,7 @@ MIXER_SIZES = {
 
 
 class MixerBlock(eqx.Module):
-    """An MLP across positions, the same for every channel, then one across channels; both pre-norm residuals."""
+    """An MLP across positions, the same for every channel, then one across channels; norms come first."""
 
     norm1: LayerNorm
     token_mlp: MLP
@@ -112,9 +122,7 @@ class Mixer(eqx.Module):
         grid = _grid(self.image_size, patch_size)
         keys = jax.random.split(key)
         self.patch_embed = PatchEmbed(in_channels, size.width, patch_size, key=keys[0])
-        block = functools.partial(
-            MixerBlock, grid[0] * grid[1], size, eps=eps, activation=activation, dropout=dropout
-        )
+        block = functools.partial(MixerBlock, grid[0] * grid[1], size, eps=eps, activation=activation, dropout=dropout)
         self.blocks = eqx.filter_vmap(lambda key: block(key=key))(jax.random.split(keys[1], size.depth))
         self.norm = LayerNorm(size.width, eps=eps)
         self.depth = size.depth
@@ -137,7 +145,7 @@ class Mixer(eqx.Module):
     def intermediates(
         self, images: Images, state: eqx.nn.State, layers: tuple[int, ...], *, normalise: bool = True
     ) -> tuple[TokenFeatures, ...]:
-        """Outputs of the blocks ``layers`` (negative counts from the end), through the final norm unless told not to."""
+        """Outputs of the blocks ``layers`` (negative from the end), after the final norm unless told not to."""
         del state
         tokens, grid = self._embed(images)
         run = functools.partial(self._block, train=False, key=None)
@@ -179,8 +187,9 @@ def _grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 def _size_message(shape: tuple[int, ...], image_size: tuple[int, int]) -> str:
     return (
-        f"this mixer was built for images of {image_size[0]}x{image_size[1]} and got {shape[1]}x{shape[2]}; its token "
-        f"mixing has a weight for every position, so resize the images or build it with image_size={shape[1:3]}"
+        f"this mixer was built for images of {image_size[0]}x{image_size[1]} and got {shape[1]}x{shape[2]}; "
+        "its token mixing has a weight for every position, so resize the images or build it with "
+        f"image_size={shape[1:3]}"
     )
 
 

@@ -22,7 +22,14 @@ class ConvNorm(eqx.Module):
     norm: BatchNorm
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, zero_scale: bool = False, key: PRNGKeyArray
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        zero_scale: bool = False,
+        key: PRNGKeyArray,
     ):
         padding = kernel_size // 2  # symmetric, as torch pads; SAME would shift strided windows by a pixel
         self.conv = Conv(in_channels, out_channels, kernel_size, stride=stride, padding=padding, key=key)
@@ -61,7 +68,9 @@ class ResidualBlock(eqx.Module):
         inputs = (in_channels, *widths[:-1])
         last = len(widths) - 1
         self.convs = tuple(
-            ConvNorm(inputs[i], widths[i], kernels[i], stride=strides[i], zero_scale=zero_scale and i == last, key=keys[i])
+            ConvNorm(
+                inputs[i], widths[i], kernels[i], stride=strides[i], zero_scale=zero_scale and i == last, key=keys[i]
+            )
             for i in range(len(widths))
         )
         self.stride = max(strides)
@@ -191,7 +200,9 @@ def resnet_cifar(depth: int, *, in_channels: int = 3, key: PRNGKeyArray) -> ResN
         for j in range(count):
             strides = (2 if i and not j else 1, 1)
             stage.append(
-                ResidualBlock(channels, (width, width), (3, 3), strides, shortcut="pad", zero_scale=False, key=next(keys))
+                ResidualBlock(
+                    channels, (width, width), (3, 3), strides, shortcut="pad", zero_scale=False, key=next(keys)
+                )
             )
             channels = width
         stages.append(tuple(stage))

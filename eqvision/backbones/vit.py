@@ -91,9 +91,7 @@ class VisionTransformer(eqx.Module):
         width = size.width
         grid = _grid(image_size, patch_size)
         self.patch_embed = PatchEmbed(in_channels, width, patch_size, key=keys[0])
-        self.position = (
-            PositionEmbedding2D(grid, width, key=keys[1]) if position == "learned" else SinCos2D(width)
-        )
+        self.position = PositionEmbedding2D(grid, width, key=keys[1]) if position == "learned" else SinCos2D(width)
         self.class_token = normal(keys[2], (width,), 0.02) if class_token else None
         self.class_position = normal(keys[3], (width,), 0.02) if class_token and position_on_class else None
         self.registers = normal(keys[4], (num_registers, width), 0.02) if num_registers else None

@@ -4,7 +4,6 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -18,7 +17,7 @@ SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test
 
 def load_arrays(
     path: str | os.PathLike,
-    split: Literal["train", "val", "test"] | None = None,
+    split: str | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> Arrays:
     """Images and labels of a ``.npz`` file, or of a folder with ``images.npy`` and ``labels.npy`` (memory-mapped).

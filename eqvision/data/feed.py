@@ -71,19 +71,28 @@ class _End(NamedTuple):
 
 def _produce(iterator: Iterator, sharding: jax.sharding.Sharding, ready: queue.Queue, stop: threading.Event) -> None:
     try:
+        _send_all(iterator, sharding, ready, stop)
+        end = _End(None)
+    except BaseException as error:  # handed to the consumer, whatever it is
+        if stop.is_set():  # nobody is listening any more
+            raise
+        end = _End(error)
+    if not stop.is_set():
+        ready.put(end)
+
+
+def _send_all(iterator: Iterator, sharding: jax.sharding.Sharding, ready: queue.Queue, stop: threading.Event) -> None:
+    try:
         for batch in iterator:
+            # Asked before and after: once stopped, the queue has room for one more batch and nobody empties it.
             if stop.is_set():
                 return
             ready.put(jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch))
             if stop.is_set():
                 return
-        end = _End(None)
-    except BaseException as error:  # handed to the consumer, whatever it is
-        end = _End(error)
     finally:
         if hasattr(iterator, "close"):
             iterator.close()
-    ready.put(end)
 
 
 def _release(ready: queue.Queue, stop: threading.Event) -> None:

@@ -5,8 +5,9 @@ import functools
 import logging
 import os
 import threading
+from collections import Counter
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, Num, Shaped, UInt8
@@ -48,7 +49,7 @@ class ImageFolder:
     """Images in one folder per class, ``{train,val,test}/CLASS/*.jpg`` or ``CLASS/*.jpg``; decoded on access.
 
     Labels are positions in ``class_names``: the sorted folder names ("10" sorts before "2"), unless given.
-    A file that cannot be decoded raises CorruptImageError, or with ``on_corrupt="skip"`` is logged once, counted in
+    A file that cannot be decoded raises CorruptImageError; with ``on_corrupt="skip"`` it is logged once, counted in
     ``num_skipped`` and delivered black with weight 0, so that order and shapes stay as they were.
     """
 
@@ -58,7 +59,7 @@ class ImageFolder:
         split: str | None = None,
         *,
         in_channels: int = 3,
-        on_corrupt: Literal["raise", "skip"] = "raise",
+        on_corrupt: str = "raise",
         class_names: tuple[str, ...] | None = None,
     ):
         if on_corrupt not in ("raise", "skip"):
@@ -116,7 +117,7 @@ class ImageFolder:
 
 def _flatten(listing: Listing, class_names: tuple[str, ...], root: Path) -> tuple[np.ndarray, list[str]]:
     position = {name: i for i, name in enumerate(class_names)}
-    duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
+    duplicates = sorted(name for name, count in Counter(class_names).items() if count > 1)
     if duplicates:
         raise ValueError(f"class_names has duplicates: {', '.join(duplicates)}")
     for name in listing.classes:
@@ -215,7 +216,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     return np.round(data.images * (255 / 16)).astype(np.uint8), data.target.astype(np.int32)
 
 
-def digits(split: Literal["train", "test"]) -> Arrays:
+def digits(split: str) -> Arrays:
     """The embedded demo set: handwritten digits, 8x8x1 uint8; 1437 training and 360 test images.
 
     The split is fixed and stratified: in a fixed random order sorted by class, every fifth image is for testing.

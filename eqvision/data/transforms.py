@@ -8,7 +8,6 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
@@ -121,10 +120,8 @@ def random_flip(image: Image, rng: np.random.Generator) -> Image:
     return image[:, ::-1] if rng.integers(2) else image
 
 
-def pad_and_crop(
-    image: Image, rng: np.random.Generator, padding: int, mode: Literal["zero", "reflect"] = "zero"
-) -> Image:
-    """Shifted by up to ``padding`` pixels each way: padded on all sides, then cropped to the old size at random."""
+def pad_and_crop(image: Image, rng: np.random.Generator, padding: int, mode: str = "zero") -> Image:
+    """Shifted by up to ``padding`` pixels each way: padded ("zero" or "reflect"), then cropped at random."""
     if mode not in ("zero", "reflect"):
         raise ValueError(f"unknown padding mode {mode!r}; expected 'zero' or 'reflect'")
     height, width, channels = image.shape

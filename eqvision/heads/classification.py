@@ -48,7 +48,14 @@ class AttentionPool(eqx.Module):
     mlp: MLP
 
     def __init__(
-        self, width: int, num_heads: int, mlp_dim: int, *, activation: Activation = "gelu_tanh", eps: float = 1e-6, key: PRNGKeyArray
+        self,
+        width: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        activation: Activation = "gelu_tanh",
+        eps: float = 1e-6,
+        key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, 3)
         self.probe = truncated_normal(keys[0], (1, width), width**-0.5)
@@ -108,7 +115,9 @@ class TokenHead(eqx.Module):
     def _pool(self, features: TokenFeatures) -> Float[Array, "b ... d"]:
         if self.pool == "token":
             if features.prefix.shape[1] == 0:
-                raise ValueError("pool='token' reads the class token and the backbone has none; use pool='mean' or 'map'")
+                raise ValueError(
+                    "pool='token' reads the class token and the backbone has none; use pool='mean' or 'map'"
+                )
             return features.prefix[:, 0]
         if self.pool == "mean":
             return jnp.mean(features.patches.astype(jnp.float32), axis=(1, 2))

@@ -114,7 +114,9 @@ def _split_bias(bias, blocks, block_size, padding):
 
 def _cudnn(query, key, value, bias, key_mask, causal):
     if query.dtype not in (jnp.float16, jnp.bfloat16):
-        raise ValueError(f"attention: cudnn needs float16 or bfloat16, got {query.dtype}; set compute_dtype or use 'xla'")
+        raise ValueError(
+            f"attention: cudnn needs float16 or bfloat16, got {query.dtype}; set compute_dtype or use 'xla'"
+        )
     mask = _mask(key_mask, causal, query.shape[1], key.shape[1])
     return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, implementation="cudnn")
 

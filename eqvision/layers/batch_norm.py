@@ -106,7 +106,9 @@ class BatchNorm(eqx.Module):
         y, mean, variance = batch_norm(x, weight, bias, self.eps, axes)
         return y, state.set(self.stats, self._updated(state, mean, variance, _global_count(x, axes)))
 
-    def _updated(self, state: eqx.nn.State, mean: Channels, variance: Channels, count: int) -> tuple[Channels, Channels]:
+    def _updated(
+        self, state: eqx.nn.State, mean: Channels, variance: Channels, count: int
+    ) -> tuple[Channels, Channels]:
         old_mean, old_variance = state.get(self.stats)
         unbiased = variance * (count / max(count - 1, 1))
         mix = lambda old, new: (1 - self.momentum) * old + self.momentum * lax.stop_gradient(new)  # noqa: E731

@@ -142,12 +142,32 @@ def _apply(conv: Conv | StandardizedConv, x: Float[Array, "b h w i"], weight: Fl
 def max_pool(
     x: Float[Array, "b h w c"], window: int, *, stride: int, padding: Padding = "VALID"
 ) -> Float[Array, "b h2 w2 c"]:
-    """Largest value of each window; padding never wins."""
-    if isinstance(padding, int):
-        padding = ((padding, padding), (padding, padding))
-    if not isinstance(padding, str):
-        padding = ((0, 0), *padding, (0, 0))
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), padding)
+    """Largest value of each window; padding never wins. Among equals the first gets the gradient, as in torch.
+
+    Columns and then rows, by selection between strided slices: XLA's own gradient of a window's maximum
+    (select-and-scatter) takes eight times as long on CPU, a tenth of a ResNet-50's training step.
+    """
+    pads = _explicit(padding, x.shape[1:3], window, stride)
+    return _max_pool_axis(_max_pool_axis(x, window, stride, pads[1], 2), window, stride, pads[0], 1)
+
+
+def _explicit(padding: Padding, size: tuple[int, ...], window: int, stride: int) -> tuple[Pair, Pair]:
+    if isinstance(padding, str):
+        rows, columns = lax.padtype_to_pads(size, (window, window), (stride, stride), padding)
+        return rows, columns
+    return ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
+
+
+def _max_pool_axis(x: Float[Array, "b h w c"], window: int, stride: int, padding: Pair, axis: int) -> Array:
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = padding
+    x = jnp.pad(x, pads, constant_values=-jnp.inf)
+    count = (x.shape[axis] - window) // stride + 1
+    best = None
+    for offset in range(window):
+        taken = lax.slice_in_dim(x, offset, offset + (count - 1) * stride + 1, stride, axis)
+        best = taken if best is None else jnp.where(best >= taken, best, taken)
+    return best
 
 
 def average_pool(x: Float[Array, "b h w c"], window: int, *, stride: int) -> Float[Array, "b h2 w2 c"]:

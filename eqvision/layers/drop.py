@@ -12,7 +12,9 @@ class MissingKeyError(ValueError):
 
 def require_key(key: PRNGKeyArray | None, what: str) -> PRNGKeyArray:
     if key is None:
-        raise MissingKeyError(f"{what} is random in training and got key=None; pass key=jax.random.key(...) to the model")
+        raise MissingKeyError(
+            f"{what} is random in training and got key=None; pass key=jax.random.key(...) to the model"
+        )
     return key
 
 
@@ -21,9 +23,7 @@ def fold(key: PRNGKeyArray | None, number: int | Array) -> PRNGKeyArray | None:
     return None if key is None else jax.random.fold_in(key, number)
 
 
-def dropout(
-    x: Float[Array, "..."], rate: float, *, train: bool, key: PRNGKeyArray | None
-) -> Float[Array, "..."]:
+def dropout(x: Float[Array, "..."], rate: float, *, train: bool, key: PRNGKeyArray | None) -> Float[Array, "..."]:
     """Srivastava et al. 2014: zero a fraction ``rate`` of the elements and scale the others by 1 / (1 - rate)."""
     if not train or rate == 0:
         return x

@@ -57,7 +57,9 @@ def resample_grid(
     return resize_images(table[None], grid, method=method, antialias=antialias)[0]
 
 
-def sincos_1d(positions: Float[np.ndarray, " n"], width: int, *, temperature: float = 10_000.0) -> Float[np.ndarray, "n d"]:
+def sincos_1d(
+    positions: Float[np.ndarray, " n"], width: int, *, temperature: float = 10_000.0
+) -> Float[np.ndarray, "n d"]:
     """Vaswani et al. 2017, all sines first and then all cosines, as in MAE and big_vision; ``width`` must be even."""
     if width % 2:
         raise ValueError(f"sin-cos embedding needs an even width, got {width}")
@@ -76,7 +78,9 @@ def sincos_3d(grid: tuple[int, int, int], width: int, *, temperature: float = 10
     return _sincos_grid(grid, (0, 1, 2), grid, width, temperature)
 
 
-def _sincos_grid(lengths: tuple[int, ...], axes: tuple[int, ...], grid: tuple[int, ...], width: int, temperature: float):
+def _sincos_grid(
+    lengths: tuple[int, ...], axes: tuple[int, ...], grid: tuple[int, ...], width: int, temperature: float
+):
     if width % (2 * len(grid)):
         raise ValueError(f"a {len(grid)}-D sin-cos embedding needs a width divisible by {2 * len(grid)}, got {width}")
     parts = []

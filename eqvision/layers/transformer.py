@@ -51,7 +51,13 @@ class TransformerBlock(eqx.Module):
         keys = jax.random.split(key)
         self.norm1 = LayerNorm(width, eps=eps)
         self.attention = Attention(
-            width, num_heads, use_bias=use_qkv_bias, dropout=dropout, implementation=implementation, init=init, key=keys[0]
+            width,
+            num_heads,
+            use_bias=use_qkv_bias,
+            dropout=dropout,
+            implementation=implementation,
+            init=init,
+            key=keys[0],
         )
         self.scale1 = None if layer_scale is None else LayerScale(width, initial=layer_scale)
         self.norm2 = LayerNorm(width, eps=eps)
