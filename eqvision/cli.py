@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     except _expected_errors() as error:
         if os.environ.get("EQVISION_TRACEBACK"):
             raise
-        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+        # JAX adds a note of its own, about its traceback, which begins with a rule.
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()) if not note.startswith("--"))
         _fail(f"{error.args[0] if isinstance(error, KeyError) else error}{notes}")
 
 

@@ -75,7 +75,7 @@ def nearest(name: str, valid: list[str], what: str) -> UnknownNameError:
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Names that match a shell pattern such as ``vit*``. No published weights are listed yet, so ``pretrained`` gives none."""
+    """Names that match a shell pattern such as ``vit*``; ``pretrained``: those with published weights, none yet."""
     return [] if pretrained else sorted(fnmatch.filter(MODELS, pattern))
 
 

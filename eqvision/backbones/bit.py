@@ -21,7 +21,7 @@ Block = Callable[[Float[Array, "b h w i"]], Float[Array, "b h2 w2 o"]]
 class Stage(eqx.Module):
     """A block that changes shape, then equal blocks with stacked parameters, run by ``lax.scan``.
 
-    ``unroll`` blocks are compiled one after the other in each iteration, True means all: XLA:CPU's gradients of
+    ``unroll`` blocks are compiled one after the other per iteration, True means all: XLA:CPU's gradients of
     a 3x3 convolution are fifty times slower inside a loop. Where compile time matters more, as for 36 blocks
     on an accelerator, give 1. ``remat`` is that of ``TransformerStack`` and saves memory only with a loop.
     """

@@ -145,7 +145,7 @@ class Mixer(eqx.Module):
     def intermediates(
         self, images: Images, state: eqx.nn.State, layers: tuple[int, ...], *, normalise: bool = True
     ) -> tuple[TokenFeatures, ...]:
-        """Outputs of the blocks ``layers`` (negative from the end), after the final norm unless told not to."""
+        """Outputs of the blocks ``layers``, negative from the end; after the final norm unless told not to."""
         del state
         tokens, grid = self._embed(images)
         run = functools.partial(self._block, train=False, key=None)

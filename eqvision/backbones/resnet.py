@@ -1,4 +1,4 @@
-"""Residual networks: v1.5 for ImageNet (He et al. 2016 with the stride in the 3x3) and the CIFAR form of section 4.2."""
+"""Residual networks (He et al. 2016): v1.5 for ImageNet, with the stride in the 3x3, and the CIFAR form of sec. 4.2."""
 
 from typing import Literal
 

@@ -127,7 +127,7 @@ class VisionTransformer(eqx.Module):
     def intermediates(
         self, images: Images, state: eqx.nn.State, layers: tuple[int, ...], *, normalise: bool = True
     ) -> tuple[TokenFeatures, ...]:
-        """Outputs of the blocks ``layers`` (negative counts from the end), through the final norm unless told not to."""
+        """Outputs of the blocks ``layers`` (negative: from the end), through the final norm unless told not to."""
         del state
         tokens, grid = self._embed(images)
         outputs = self.encoder.intermediates(tokens)
@@ -168,7 +168,8 @@ def _grid(image_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]
     if height % patch_size or width % patch_size or min(height, width) <= 0:
         near = max(patch_size, round(height / patch_size) * patch_size)
         raise ValueError(
-            f"image_size {height}x{width} is not divisible by the patch size {patch_size}; the nearest legal size is {near}"
+            f"image_size {height}x{width} is not divisible by the patch size {patch_size}; "
+            f"the nearest legal size is {near}"
         )
     return height // patch_size, width // patch_size
 

@@ -1,0 +1,69 @@
+"""Eight virtual CPU devices, a compilation cache on disk, and the comparison that the numerical tests share.
+
+Nothing of eqvision is imported while this file loads: the jaxtyping hook that checks every shape is installed
+after it, and would miss modules that are imported already.
+"""
+
+import os
+from pathlib import Path
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
+CACHE = os.environ.get("EQVISION_TEST_CACHE", str(Path(__file__).resolve().parents[1] / ".pytest_compile_cache"))
+
+jax.config.update("jax_num_cpu_devices", 8)
+# "raise" is out of the question: layers add (c,) parameters to (b, h, w, c) activations on purpose.
+jax.config.update("jax_numpy_rank_promotion", "allow")
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _assert_leaf_close(path, actual, expected, tolerance):
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    name = jax.tree_util.keystr(path) or "value"
+    assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
+    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
+    scale = np.max(np.abs(expected), initial=0.0) or 1.0
+    error = np.max(np.abs(actual - expected), initial=0.0) / scale
+    # Written so that NaN fails.
+    assert error <= tolerance, f"{name}: error {error:.3g} of the scale {scale:.3g}, allowed {tolerance:.3g}"
+
+
+def _assert_close(actual, expected, tolerance):
+    jax.tree.map_with_path(lambda path, a, e: _assert_leaf_close(path, a, e, tolerance), actual, expected)
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """``assert_close(actual, expected, tolerance)`` for trees; each leaf's largest error over its largest value."""
+    return _assert_close
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def getkey():
+    """A function that gives another key at every call."""
+    keys = (jax.random.fold_in(jax.random.key(0), number) for number in range(1_000_000))
+    return lambda: next(keys)
+
+
+@pytest.fixture
+def mesh():
+    """Eight devices in one row, axis ``data``."""
+    return jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+@pytest.fixture
+def unchecked():
+    """Switch the shape and type checks off, to reach the error that users without them see."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
