@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -54,7 +54,7 @@ class Head(Protocol):
 
     def __call__(
         self,
-        features: Features | TokenFeatures,
+        features: Any,  # what its backbone gives: Features or TokenFeatures
         state: eqx.nn.State,
         *,
         train: bool = False,

@@ -129,16 +129,19 @@ def _programs(values: Any) -> Iterator[Jaxpr]:
             yield from _programs(value)
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _dot(equation: JaxprEqn) -> Work:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    size = math.prod(equation.outvars[0].aval.shape)
+    left, size = _shape(equation.invars[0]), math.prod(_shape(equation.outvars[0]))
     return Work(size * math.prod(left[i] for i in contracted), size)
 
 
 def _conv(equation: JaxprEqn) -> Work:
     """Every output sums over the window and its group's inputs; zeros of a dilated input are no work."""
-    image, window, output = (v.aval.shape for v in (*equation.invars, *equation.outvars))
+    image, window, output = (_shape(v) for v in (*equation.invars, *equation.outvars))
     image_spec, window_spec, output_spec = equation.params["dimension_numbers"]
     per_position = math.prod(window[i] for i in window_spec[1:])  # input channels, height, width
     positions = output[output_spec[0]] * output[output_spec[1]]

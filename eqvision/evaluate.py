@@ -47,12 +47,13 @@ class Evaluator:
         self._step = make_eval_step(task, mesh, config)
 
     def __call__(self, model: Classifier, stats: eqx.nn.State) -> Evaluation:
-        sums, samples, host = None, [], self._task.host_metrics()
+        sums: dict[str, Any] = {}
+        samples, host = [], self._task.host_metrics()
         wanted = np.linspace(0, len(self._source) - 1, min(NUM_SAMPLES, len(self._source))).round().astype(int)
         with device_feed(self._stream(), NamedSharding(self._mesh, P("data"))) as feed:
             for batch in feed:
                 batch_sums, outputs = self._step(batch, model, stats)
-                sums = batch_sums if sums is None else merge(sums, batch_sums)
+                sums = merge(sums, batch_sums) if sums else batch_sums
                 samples.append(_samples(batch, outputs, wanted))
                 for metric in host.values():
                     metric.update(*_gathered(outputs, batch.labels, batch.weights))
@@ -78,7 +79,7 @@ def make_eval_step(task: Task, mesh: Mesh, config: TrainConfig) -> Callable[...,
     dtype = jnp.dtype(config.loop.compute_dtype)
 
     def step(batch: ClassificationBatch, model: Classifier, stats: eqx.nn.State):
-        images = normalize(batch.images, config.data.mean, config.data.std).astype(dtype)
+        images = jnp.asarray(normalize(batch.images, config.data.mean, config.data.std), dtype)
         outputs, _ = model(images, stats)
         return all_reduce(task.metrics(outputs, batch)), outputs
 

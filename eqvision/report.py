@@ -23,7 +23,7 @@ def write_report(
         print("no pictures were drawn: matplotlib is not installed (pip install 'eqvision[plots]')", file=sys.stderr)
         return
     plot_curves(folder.path / "learning_curve.png", rows, task.headline)
-    if isinstance(task, SingleLabel):
+    if isinstance(task, SingleLabel) and evaluation.confusion is not None:
         plot_samples(folder.path / "predictions.png", evaluation, class_names)
         plot_confusion(folder.path / "confusion.png", evaluation.confusion, class_names)
 

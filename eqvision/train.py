@@ -8,7 +8,7 @@ it had not been stopped.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -112,7 +112,7 @@ def initial_state(
 ) -> TrainState:
     """The state of step 0, replicated over the mesh."""
     model, stats = build_model(config, num_classes)
-    state = TrainState(model, stats, optimizer.init(model), jnp.zeros((), jnp.int32))
+    state = TrainState(model, stats, optimizer.init(cast(optax.Params, model)), jnp.zeros((), jnp.int32))
     return jax.device_put(state, NamedSharding(mesh, P()))
 
 
@@ -127,15 +127,15 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, c
     def step(batch: ClassificationBatch, state: TrainState) -> tuple[TrainState, StepLog]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
         key = jax.random.fold_in(key, jax.lax.axis_index("data"))
-        images = normalize(batch.images, config.data.mean, config.data.std).astype(dtype)
+        images = jnp.asarray(normalize(batch.images, config.data.mean, config.data.std), dtype)
 
         def loss_of(model: Classifier) -> tuple[Float[Array, ""], eqx.nn.State]:
             outputs, stats = model(images, state.stats, train=True, key=key)
             return weighted_mean(*task.loss(outputs, batch)), stats
 
         (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.model)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
-        model = optax.apply_updates(state.model, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, cast(optax.Params, state.model))
+        model = eqx.apply_updates(state.model, updates)
         return TrainState(model, stats, opt_state, state.step + 1), StepLog(loss, optax.global_norm(grads))
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(P("data"), P()), out_specs=P())
@@ -229,17 +229,20 @@ class _Window:
         for offset, log in enumerate(logs):
             if not np.isfinite(log.loss):
                 raise DivergedError(self._diverged(first + offset, float(log.loss), self._indices[offset]))
-        means = StepLog(*(float(np.mean(column)) for column in zip(*logs, strict=True)))
         self._logs, self._indices = [], []
         return {
-            "train/loss": means.loss,
-            "train/grad_norm": means.grad_norm,
-            "train/learning_rate": float(self._run.schedule(last - 1)),
+            "train/loss": float(np.mean([log.loss for log in logs])),
+            "train/grad_norm": float(np.mean([log.grad_norm for log in logs])),
+            "train/learning_rate": self._learning_rate(last),
             "train/epoch": last / self._run.per_epoch,
         }
 
+    def _learning_rate(self, step: int) -> float:
+        """The rate that step used: optax counts updates from 0, and the log counts them from 1."""
+        return np.asarray(self._run.schedule(step - 1)).item()
+
     def _diverged(self, step: int, loss: float, indices: Int[Array, " b"]) -> str:
-        rate = float(self._run.schedule(step - 1))
+        rate = self._learning_rate(step)
         rows = np.concatenate([np.asarray(shard.data) for shard in indices.addressable_shards])
         names = [self._run.source.describe(int(index)) for index in rows[:3]]
         return (

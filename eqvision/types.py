@@ -8,10 +8,11 @@ Images = Float[Array, "b h w c"]
 Tokens = Float[Array, "b n d"]
 Features = tuple[Float[Array, "b _ _ _"], ...]  # a pyramid: channels last, fine to coarse
 Key = PRNGKeyArray
+Labels = Int[Array, " b"] | Num[Array, "b k"]
 
 
 class ClassificationBatch(NamedTuple):
-    """One batch of images with what is to be predicted from each.
+    """One batch (numpy on the host, jax on the device) of images with what is to be predicted from each.
 
     ``images`` stay uint8 until the device. ``labels`` are class indices (single label), 0/1 or soft
     rows (multi-label, mixup) or real values (regression). ``weights`` is 0 on rows that only pad the
@@ -19,8 +20,8 @@ class ClassificationBatch(NamedTuple):
     example; -1 on padding.
     """
 
-    images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
-    labels: Int[Array, " b"] | Float[Array, "b k"]
+    images: UInt8[Array, "b h w c"]
+    labels: Labels
     weights: Float[Array, " b"]
     indices: Int[Array, " b"]
 
@@ -30,9 +31,6 @@ class WeightedValues(NamedTuple):
 
     values: Float[Array, " b"]
     weights: Float[Array, " b"]
-
-
-Labels = Num[Array, "b ..."]
 
 
 class TokenFeatures(NamedTuple):

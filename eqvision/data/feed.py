@@ -91,8 +91,9 @@ def _send_all(iterator: Iterator, sharding: jax.sharding.Sharding, ready: queue.
             if stop.is_set():
                 return
     finally:
-        if hasattr(iterator, "close"):
-            iterator.close()
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
 
 
 def _release(ready: queue.Queue, stop: threading.Event) -> None:

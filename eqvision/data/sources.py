@@ -212,8 +212,8 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("the digits demo set needs scikit-learn: pip install eqvision[demo]") from error
-    data = load_digits()
-    return np.round(data.images * (255 / 16)).astype(np.uint8), data.target.astype(np.int32)
+    pixels, labels = load_digits(return_X_y=True)
+    return np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), labels.astype(np.int32)
 
 
 def digits(split: str) -> Arrays:

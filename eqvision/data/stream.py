@@ -8,6 +8,7 @@ epoch, and a batch may hold the end of one epoch and the start of the next.
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -156,12 +157,13 @@ class _Collate:
                     f"{self._name(example)} is {example.image.shape} (after the transform). Use a transform that "
                     "gives every image the same size, such as eval_transform('none', size=...)"
                 )
-        return ClassificationBatch(
-            images=np.stack([e.image for e in examples]),
-            labels=np.array([e.label for e in examples]),
-            weights=np.array([e.weight for e in examples], np.float32),
-            indices=np.array([e.index for e in examples], np.int32),
+        columns: tuple[Any, ...] = (
+            np.stack([e.image for e in examples]),
+            np.array([e.label for e in examples]),
+            np.array([e.weight for e in examples], np.float32),
+            np.array([e.index for e in examples], np.int32),
         )
+        return ClassificationBatch(*columns)
 
     def _name(self, example: Example) -> str:
         return "padding" if example.index < 0 else self._source.describe(example.index)

@@ -57,7 +57,9 @@ def _pillow_resize(image: np.ndarray, size: tuple[int, int], filter_number: int)
 
     # Pillow knows grey and RGB; other channel counts go one by one (its 4-channel modes treat one as alpha).
     planes = [image] if image.shape[-1] == 3 else [image[..., c] for c in range(image.shape[-1])]
-    resized = [np.asarray(pillow.fromarray(np.ascontiguousarray(p)).resize(size[::-1], filter_number)) for p in planes]
+    resized = [
+        np.asarray(pillow.fromarray(np.ascontiguousarray(p)).resize((size[1], size[0]), filter_number)) for p in planes
+    ]
     return resized[0] if image.shape[-1] == 3 else np.stack(resized, axis=-1)
 
 

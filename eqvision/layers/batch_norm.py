@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -100,10 +101,12 @@ class BatchNorm(eqx.Module):
         self, x: Float[Array, "b ... c"], state: eqx.nn.State, *, train: bool = False
     ) -> tuple[Float[Array, "b ... c"], eqx.nn.State]:
         if not train:
-            return _normalise(x, *state.get(self.stats), self.weight, self.bias, self.eps), state
+            mean, variance = state.get(self.stats)
+            return _normalise(x, mean, variance, self.weight, self.bias, self.eps), state
         axes = varying_axes(x, self.axis_names)
         weight, bias = vary_like((self.weight, self.bias), x)
-        y, mean, variance = batch_norm(x, weight, bias, self.eps, axes)
+        outputs: Any = batch_norm(x, weight, bias, self.eps, axes)  # a custom_vjp object has no type of its own
+        y, mean, variance = outputs
         return y, state.set(self.stats, self._updated(state, mean, variance, _global_count(x, axes)))
 
     def _updated(
@@ -135,7 +138,7 @@ class FrozenBatchNorm(eqx.Module):
         self, x: Float[Array, "b ... c"], state: eqx.nn.State, *, train: bool = False
     ) -> tuple[Float[Array, "b ... c"], eqx.nn.State]:
         fixed = lax.stop_gradient((self.running_mean, self.running_var, self.weight, self.bias))
-        return _normalise(x, *fixed, self.eps), state
+        return _normalise(x, *fixed, eps=self.eps), state
 
 
 def _normalise(

@@ -1,5 +1,6 @@
 """Two-dimensional convolution, channels last, and its weight-standardised form."""
 
+import functools
 from typing import Literal
 
 import equinox as eqx
@@ -163,11 +164,8 @@ def _max_pool_axis(x: Float[Array, "b h w c"], window: int, stride: int, padding
     pads[axis] = padding
     x = jnp.pad(x, pads, constant_values=-jnp.inf)
     count = (x.shape[axis] - window) // stride + 1
-    best = None
-    for offset in range(window):
-        taken = lax.slice_in_dim(x, offset, offset + (count - 1) * stride + 1, stride, axis)
-        best = taken if best is None else jnp.where(best >= taken, best, taken)
-    return best
+    taken = [lax.slice_in_dim(x, i, i + (count - 1) * stride + 1, stride, axis) for i in range(window)]
+    return functools.reduce(lambda best, other: jnp.where(best >= other, best, other), taken)
 
 
 def average_pool(x: Float[Array, "b h w c"], window: int, *, stride: int) -> Float[Array, "b h2 w2 c"]:

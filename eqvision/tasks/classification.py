@@ -35,7 +35,10 @@ Sums = dict[str, Any]  # metrics that are sums on the device
 class Task(Protocol):
     """What the loop needs to know of a problem."""
 
-    headline: str  # the metric that sums up an evaluation
+    @property
+    def headline(self) -> str:
+        """The metric that sums up an evaluation."""
+        ...
 
     def loss(self, outputs: Float[Array, "b k"], batch: ClassificationBatch) -> WeightedValues: ...
 
