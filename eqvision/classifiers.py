@@ -10,8 +10,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqvision.backbones import (
     SIZES,
+    axial_resnet,
+    bit,
+    hybrid_vit,
+    mixer,
+    mlp,
     resnet,
     resnet_cifar,
+    small_cnn,
     vit,
     vit_augreg,
     vit_big_vision,
@@ -222,4 +228,112 @@ def resnet_classifier(depth: int, *, num_classes: int, in_channels: int, key: PR
 def resnet_cifar_classifier(depth: int, *, num_classes: int, in_channels: int, key: PRNGKeyArray) -> Classifier:
     keys = jax.random.split(key)
     backbone = resnet_cifar(depth, in_channels=in_channels, key=keys[0])
+    return Classifier(backbone, None, MapHead(backbone.channels[-1], num_classes, key=keys[1]))
+
+
+def mixer_classifier(
+    size: str,
+    patch_size: int,
+    *,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    in_channels: int,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    remat: Remat = "none",
+    unroll: int = 1,
+    key: PRNGKeyArray,
+) -> Classifier:
+    """MLP-Mixer of google-research/vision_transformer: mean of the tokens, zero head."""
+    keys = jax.random.split(key)
+    backbone = mixer(
+        size,
+        patch_size,
+        image_size=image_size,
+        in_channels=in_channels,
+        dropout=dropout,
+        drop_path=drop_path,
+        remat=remat,
+        unroll=unroll,
+        key=keys[0],
+    )
+    head = TokenHead(backbone.channels[-1], num_classes, pool="mean", init=zeros, key=keys[1])
+    return Classifier(backbone, None, head)
+
+
+def hybrid_classifier(
+    size: str,
+    *,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    in_channels: int,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    attention: Implementation = "xla",
+    remat: Remat = "none",
+    unroll: int = 1,
+    key: PRNGKeyArray,
+) -> Classifier:
+    """Hybrid ViT of google-research/vision_transformer: class token, zero head."""
+    keys = jax.random.split(key)
+    backbone = hybrid_vit(
+        size,
+        image_size=image_size,
+        in_channels=in_channels,
+        dropout=dropout,
+        drop_path=drop_path,
+        implementation=attention,
+        remat=remat,
+        unroll=unroll,
+        key=keys[0],
+    )
+    return Classifier(backbone, None, TokenHead(backbone.channels[-1], num_classes, init=zeros, key=keys[1]))
+
+
+def bit_classifier(
+    depth: int,
+    width_factor: int,
+    *,
+    num_classes: int,
+    in_channels: int,
+    remat: Remat = "none",
+    key: PRNGKeyArray,
+) -> Classifier:
+    """BiT of google-research/big_transfer: zero head."""
+    keys = jax.random.split(key)
+    backbone = bit(depth, width_factor, in_channels=in_channels, remat=remat, key=keys[0])
+    return Classifier(backbone, None, MapHead(backbone.channels[-1], num_classes, init=zeros, key=keys[1]))
+
+
+def axial_resnet_classifier(
+    depth: int,
+    *,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    in_channels: int,
+    remat: Remat = "none",
+    unroll: int = 1,
+    key: PRNGKeyArray,
+) -> Classifier:
+    """Axial-ResNet of Scenic."""
+    keys = jax.random.split(key)
+    backbone = axial_resnet(
+        depth, image_size=image_size, in_channels=in_channels, remat=remat, unroll=unroll, key=keys[0]
+    )
+    return Classifier(backbone, None, MapHead(backbone.channels[-1], num_classes, key=keys[1]))
+
+
+def small_cnn_classifier(*, num_classes: int, in_channels: int, key: PRNGKeyArray) -> Classifier:
+    """Three stages of two convolutions, for smoke runs and small images."""
+    keys = jax.random.split(key)
+    backbone = small_cnn(in_channels=in_channels, key=keys[0])
+    return Classifier(backbone, None, MapHead(backbone.channels[-1], num_classes, key=keys[1]))
+
+
+def mlp_classifier(
+    *, num_classes: int, image_size: int | tuple[int, int], in_channels: int, key: PRNGKeyArray
+) -> Classifier:
+    """Two hidden layers on all pixels, for smoke runs."""
+    keys = jax.random.split(key)
+    backbone = mlp(image_size=image_size, in_channels=in_channels, key=keys[0])
     return Classifier(backbone, None, MapHead(backbone.channels[-1], num_classes, key=keys[1]))

@@ -29,7 +29,7 @@ def decay_mask(params: PyTree[Array]) -> PyTree[bool]:
 
 def _is_matrix(path: tuple, leaf: Array) -> bool:
     names = [getattr(part, "name", "") for part in path]
-    stacked = "blocks" in names  # a scanned stack adds an axis to every parameter
+    stacked = "blocks" in names or "rest" in names  # a scanned stack adds an axis to every parameter
     return names[-1] == "weight" and "position" not in names and leaf.ndim - stacked >= 2
 
 

@@ -20,7 +20,7 @@ from eqvision.mesh import make_mesh
 from eqvision.optim import make_optimizer, make_schedule
 from eqvision.recipes import TrainConfig
 from eqvision.run_folder import RunFolder, RunFolderError
-from eqvision.setup import load_source
+from eqvision.setup import check_targets, load_source
 from eqvision.tasks import make_task
 from eqvision.train import initial_state
 
@@ -66,9 +66,13 @@ def evaluate_run(path: str | Path, *, data_path: str | None = None, split: str |
     run = load_run(path)
     data = run.config.data
     data = dataclasses.replace(data, path=data.path if data_path is None else data_path)
-    config = dataclasses.replace(run.config, data=data)
+    # This machine may have other devices than the run had; metrics do not depend on the size of a batch.
+    size = -(-run.config.loop.eval_batch_size // jax.device_count()) * jax.device_count()
+    loop = dataclasses.replace(run.config.loop, eval_batch_size=size)
+    config = dataclasses.replace(run.config, data=data, loop=loop)
     task = make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
     source = load_source(config, split or data.test_split, run.class_names)
+    check_targets(config, source, RunFolder(path).read()["num_classes"])
     mesh = make_mesh()
     model, stats = jax.device_put((run.model, run.stats), NamedSharding(mesh, P()))
     return Evaluator(config, task, source, mesh)(model, stats)
@@ -92,8 +96,8 @@ def predict(run: Run, paths: list[Path], *, top: int = 5, batch_size: int = 32) 
 def prepare(run: Run, path: Path) -> UInt8[np.ndarray, "h w c"]:
     """An image as the run's evaluation sees it."""
     config = run.config
-    if not path.exists():
-        raise FileNotFoundError(f"no image at {path.absolute()}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no image file at {path.absolute()}" + ", which is a folder" * path.is_dir())
     transform = eval_transform(config.data.transform, config.model.image_size, config.data.interpolation)
     return transform(decode_image(path, config.model.in_channels))
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from eqvision.evaluate import Evaluation
-from eqvision.run_folder import RunFolder
+from eqvision.run_folder import Row, RunFolder
 from eqvision.tasks import SingleLabel, Task
 
 
 def write_report(
-    folder: RunFolder, rows: list[dict[str, float]], evaluation: Evaluation, class_names: tuple[str, ...], task: Task
+    folder: RunFolder, rows: list[Row], evaluation: Evaluation, class_names: tuple[str, ...], task: Task
 ) -> None:
     """``result.json`` always; the pictures where matplotlib is installed, else a line that says how to get them."""
     result = folder.path / "result.json"
@@ -38,7 +38,7 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def plot_curves(path: Path, rows: list[dict[str, float]], headline: str) -> None:
+def plot_curves(path: Path, rows: list[Row], headline: str) -> None:
     """Training and test loss on the left, the headline metric on the right."""
     figure = _figure(10, 4)
     left, right = figure.subplots(1, 2)
@@ -53,7 +53,7 @@ def plot_curves(path: Path, rows: list[dict[str, float]], headline: str) -> None
     figure.savefig(path)
 
 
-def _line(axes: Any, rows: list[dict[str, float]], name: str) -> None:
+def _line(axes: Any, rows: list[Row], name: str) -> None:
     points = [(row["step"], row[name]) for row in rows if name in row]
     if points:
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 60 else None, label=name)

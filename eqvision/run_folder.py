@@ -13,6 +13,8 @@ import yaml
 
 from eqvision.recipes import TrainConfig, difference, from_dict, to_dict
 
+Row = dict[str, int | float]  # one line of the metrics: the step, and values by name
+
 
 class RunFolderError(RuntimeError):
     """The run folder cannot be used as asked; nothing in it was changed."""
@@ -104,7 +106,7 @@ class MetricLog:
         self._rewrite()
 
     @property
-    def rows(self) -> list[dict[str, float]]:
+    def rows(self) -> list[Row]:
         return self._rows
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -123,7 +125,7 @@ class MetricLog:
     def _columns(self) -> list[str]:
         return list(dict.fromkeys(name for row in self._rows for name in row))
 
-    def _append(self, row: dict[str, float]) -> None:
+    def _append(self, row: Row) -> None:
         with self._folder.metrics_csv.open("a", newline="") as file:
             csv.DictWriter(file, self._columns(), restval="").writerow(row)
         with self._folder.metrics_jsonl.open("a") as file:
@@ -141,8 +143,9 @@ class MetricLog:
         temporary.replace(self._folder.metrics_jsonl)
 
 
-def read_rows(folder: RunFolder) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl; none where the file does not exist yet."""
+def read_rows(folder: RunFolder) -> list[Row]:
+    """The rows of metrics.jsonl; none where the file does not exist yet. A last line cut off by a kill is left out."""
     if not folder.metrics_jsonl.exists():
         return []
-    return [json.loads(line) for line in folder.metrics_jsonl.read_text().splitlines() if line]
+    whole, _, _ = folder.metrics_jsonl.read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 
 from eqvision.classifiers import Classifier
-from eqvision.data import ImageFolder, Source, digits, load_arrays
+from eqvision.data import ImageFolder, Source, check_labels, digits, load_arrays
 from eqvision.recipes import TrainConfig
 from eqvision.zoo import create
 
@@ -32,6 +32,25 @@ def num_outputs(config: TrainConfig, source: Source) -> int:
     if source.labels.ndim == 2:
         return source.labels.shape[1]
     return 1 if config.task.kind == "regression" else len(source.class_names)
+
+
+def check_targets(config: TrainConfig, source: Source, num_classes: int) -> None:
+    """Raise ValueError unless the labels fit the task and the head: on the host, before the first step."""
+    kind, labels = config.task.kind, source.labels
+    if kind == "multi_label" and labels.ndim == 1:
+        raise ValueError(
+            f"task.kind 'multi_label' needs a row of 0/1 for each image, but {source.describe(0)} has the class index "
+            f"{labels[0]}; use --task.kind single_label, or give labels of shape [n k]"
+        )
+    if kind != "regression":
+        check_labels(source, num_classes)
+        return
+    width = labels.shape[1] if labels.ndim == 2 else 1
+    if width != num_classes:
+        raise ValueError(
+            f"{source.describe(0)} has {width} values to predict but model.num_classes is {num_classes}; "
+            "leave --model.num-classes out to take it from the data"
+        )
 
 
 def build_model(config: TrainConfig, num_classes: int) -> tuple[Classifier, eqx.nn.State]:

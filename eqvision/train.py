@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from eqvision.checkpoint import Checkpoints
 from eqvision.classifiers import Classifier
-from eqvision.data import DeviceFeed, Source, check_labels, device_feed, normalize, train_stream, train_transform
+from eqvision.data import DeviceFeed, Source, device_feed, normalize, train_stream, train_transform
 from eqvision.data.stream import steps_per_epoch
 from eqvision.evaluate import Evaluation, Evaluator
 from eqvision.losses import weighted_mean
@@ -31,7 +31,7 @@ from eqvision.progress import Progress
 from eqvision.recipes import TrainConfig
 from eqvision.report import write_report
 from eqvision.run_folder import MetricLog, RunFolder
-from eqvision.setup import build_model, load_source, num_outputs
+from eqvision.setup import build_model, check_targets, load_source, num_outputs
 from eqvision.tasks import Task, make_task
 from eqvision.types import ClassificationBatch
 
@@ -56,7 +56,7 @@ Step = Callable[[ClassificationBatch, TrainState], tuple[TrainState, StepLog]]
 
 
 class DivergedError(RuntimeError):
-    """The loss is not finite."""
+    """The loss or its gradient is not finite."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ def train(config: TrainConfig) -> Result:
     source = load_source(config, config.data.train_split)
     test_source = load_source(config, config.data.test_split)
     num_classes = num_outputs(config, source)
-    if config.task.kind != "regression":
-        for each in (source, test_source):
-            check_labels(each, num_classes)
+    for each in (source, test_source):
+        check_targets(config, each, num_classes)
 
     per_epoch = steps_per_epoch(source, config.loop.batch_size)
     total = max(1, round(config.loop.epochs * per_epoch))
@@ -136,7 +135,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, c
         (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.model)
         updates, opt_state = optimizer.update(grads, state.opt_state, cast(optax.Params, state.model))
         model = eqx.apply_updates(state.model, updates)
-        return TrainState(model, stats, opt_state, state.step + 1), StepLog(loss, optax.global_norm(grads))
+        return TrainState(model, stats, opt_state, state.step + 1), StepLog(loss, optax.tree.norm(grads))
 
     sharded = jax.shard_map(step, mesh=mesh, in_specs=(P("data"), P()), out_specs=P())
     return _compiled_on_first_call(eqx.filter_jit(sharded, donate="all-except-first"))
@@ -223,12 +222,15 @@ class _Window:
         self._indices.append(indices)
 
     def flush(self, last: int) -> dict[str, float]:
-        """Means over the window. Raises DivergedError that names the first step whose loss is not finite."""
+        """Means over the window. Raises DivergedError that names the first step whose loss or gradient is not finite."""
         logs = jax.device_get(self._logs)
         first = last - len(logs) + 1
         for offset, log in enumerate(logs):
-            if not np.isfinite(log.loss):
-                raise DivergedError(self._diverged(first + offset, float(log.loss), self._indices[offset]))
+            # Of the gradient too: a finite loss may leave NaN parameters, which must not become a checkpoint.
+            for what, value in (("loss", log.loss), ("norm of the gradient", log.grad_norm)):
+                if not np.isfinite(value):
+                    what = f"the {what} is {value}"
+                    raise DivergedError(self._diverged(first + offset, what, self._indices[offset]))
         self._logs, self._indices = [], []
         return {
             "train/loss": float(np.mean([log.loss for log in logs])),
@@ -241,12 +243,12 @@ class _Window:
         """The rate that step used: optax counts updates from 0, and the log counts them from 1."""
         return np.asarray(self._run.schedule(step - 1)).item()
 
-    def _diverged(self, step: int, loss: float, indices: Int[Array, " b"]) -> str:
+    def _diverged(self, step: int, what: str, indices: Int[Array, " b"]) -> str:
         rate = self._learning_rate(step)
         rows = np.concatenate([np.asarray(shard.data) for shard in indices.addressable_shards])
         names = [self._run.source.describe(int(index)) for index in rows[:3]]
         return (
-            f"the loss is {loss} at step {step} (learning rate {rate:.3g}); nothing after it was saved.\n"
+            f"{what} at step {step} (learning rate {rate:.3g}); nothing after it was saved.\n"
             f"Examples of the batch, by index in the training data: {rows.tolist()}\n"
             f"The first are: {'; '.join(names)}\n"
             "Lower --optimizer.learning-rate, lengthen --schedule.warmup-steps, or set --optimizer.clip-norm 1; "

@@ -11,8 +11,14 @@ from jaxtyping import PRNGKeyArray
 
 from eqvision.classifiers import (
     Classifier,
+    axial_resnet_classifier,
+    bit_classifier,
+    hybrid_classifier,
+    mixer_classifier,
+    mlp_classifier,
     resnet_cifar_classifier,
     resnet_classifier,
+    small_cnn_classifier,
     vit_augreg_classifier,
     vit_big_vision_classifier,
     vit_classifier,
@@ -61,6 +67,30 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "vit_g14_big_vision": partial(vit_big_vision_classifier, "g", 14),
     "vit_G14_big_vision": partial(vit_big_vision_classifier, "G", 14),
     "vit_e14_big_vision": partial(vit_big_vision_classifier, "e", 14),
+    "vit_ti_r_s16": partial(hybrid_classifier, "r_ti16"),
+    "vit_s_r26_s32": partial(hybrid_classifier, "r26_s32"),
+    "vit_b_r26_s32": partial(hybrid_classifier, "r26_b32"),
+    "vit_b_r50_s16": partial(hybrid_classifier, "r50_b16"),
+    "vit_l_r50_s32": partial(hybrid_classifier, "r50_l32"),
+    "mixer_s16": partial(mixer_classifier, "s", 16),
+    "mixer_s32": partial(mixer_classifier, "s", 32),
+    "mixer_b16": partial(mixer_classifier, "b", 16),
+    "mixer_b32": partial(mixer_classifier, "b", 32),
+    "mixer_l16": partial(mixer_classifier, "l", 16),
+    "mixer_l32": partial(mixer_classifier, "l", 32),
+    "mixer_h14": partial(mixer_classifier, "h", 14),
+    "bit_r50x1": partial(bit_classifier, 50, 1),
+    "bit_r50x3": partial(bit_classifier, 50, 3),
+    "bit_r101x1": partial(bit_classifier, 101, 1),
+    "bit_r101x3": partial(bit_classifier, 101, 3),
+    "bit_r152x2": partial(bit_classifier, 152, 2),
+    "bit_r152x4": partial(bit_classifier, 152, 4),
+    "axial_resnet26": partial(axial_resnet_classifier, 26),
+    "axial_resnet50": partial(axial_resnet_classifier, 50),
+    "axial_resnet101": partial(axial_resnet_classifier, 101),
+    "axial_resnet152": partial(axial_resnet_classifier, 152),
+    "small_cnn": small_cnn_classifier,
+    "mlp": mlp_classifier,
 }
 
 
@@ -70,8 +100,9 @@ class UnknownNameError(ValueError):
 
 def nearest(name: str, valid: list[str], what: str) -> UnknownNameError:
     """The error to raise for ``name``: what is unknown and which ``valid`` names come nearest."""
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.4) or sorted(valid)[:3]
-    return UnknownNameError(f"{what} {name!r} does not exist; nearest: {', '.join(close)}")
+    longer = [other for other in valid if name and other.startswith(name)]
+    close = [*longer, *difflib.get_close_matches(name, valid, n=3, cutoff=0.4)] or sorted(valid)
+    return UnknownNameError(f"{what} {name!r} does not exist; nearest: {', '.join(list(dict.fromkeys(close))[:3])}")
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:

@@ -1,17 +1,38 @@
 """From images to features, one file per family."""
 
-from eqvision.backbones.checks import check_images
+from eqvision.backbones.axial_resnet import AxialResNet, axial_resnet
+from eqvision.backbones.bit import BiT, bit
+from eqvision.backbones.checks import check_images, check_layer, legal_size
+from eqvision.backbones.hybrid import HybridViT, hybrid_vit
+from eqvision.backbones.mixer import MIXER_SIZES, Mixer, MixerSize, mixer
 from eqvision.backbones.resnet import ResNet, resnet, resnet_cifar
+from eqvision.backbones.small import MLPBackbone, SmallCNN, mlp, small_cnn
 from eqvision.backbones.vit import SIZES, VisionTransformer, ViTSize, vit, vit_augreg, vit_big_vision
 
 __all__ = [
+    "MIXER_SIZES",
     "SIZES",
+    "AxialResNet",
+    "BiT",
+    "HybridViT",
+    "MLPBackbone",
+    "Mixer",
+    "MixerSize",
     "ResNet",
+    "SmallCNN",
     "ViTSize",
     "VisionTransformer",
+    "axial_resnet",
+    "bit",
     "check_images",
+    "check_layer",
+    "hybrid_vit",
+    "legal_size",
+    "mixer",
+    "mlp",
     "resnet",
     "resnet_cifar",
+    "small_cnn",
     "vit",
     "vit_augreg",
     "vit_big_vision",

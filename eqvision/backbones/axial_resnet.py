@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqvision.backbones.bit import BIT_DEPTHS, Stage
-from eqvision.backbones.checks import check_images
-from eqvision.backbones.vit import check_layer
+from eqvision.backbones.checks import check_images, check_layer, legal_size
 from eqvision.layers import (
     GroupNorm,
     Linear,
@@ -180,7 +179,8 @@ class AxialResNet(eqx.Module):
         self.in_channels = in_channels
         self.channels = tuple(4 * width * 2**i for i in range(len(blocks)))
         self.strides = tuple(4 * 2**i for i in range(len(blocks)))
-        grid = _stem_grid(image_size, self.strides[-1])
+        height, width_px = legal_size(image_size, self.strides[-1])
+        grid = (height // 4, width_px // 4)
         keys = jax.random.split(key, len(blocks) + 1)
         self.stem = StandardizedConv(in_channels, width, 7, stride=2, key=keys[-1])
         self.stem_norm = GroupNorm(width, num_groups=num_groups, eps=EPS)
@@ -216,17 +216,6 @@ class AxialResNet(eqx.Module):
 
 def _build(block, in_channels: int, width: int, grid: tuple[int, int], key: PRNGKeyArray) -> AxialBlock:
     return block(in_channels, width, grid, key=key)
-
-
-def _stem_grid(image_size: int | tuple[int, int], stride: int) -> tuple[int, int]:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if height % stride or width % stride or min(height, width) <= 0:
-        near = [max(stride, round(length / stride) * stride) for length in (height, width)]
-        raise ValueError(
-            f"image_size {height}x{width} is not divisible by {stride}, the last stride of the network; "
-            f"the nearest legal size is {near[0]}x{near[1]}"
-        )
-    return height // 4, width // 4
 
 
 # Blocks of each stage: those of a ResNet, and Scenic's smaller one.

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from eqvision.backbones.checks import check_images
-from eqvision.backbones.vit import check_layer
+from eqvision.backbones.checks import check_images, check_layer
 from eqvision.layers import GroupNorm, Remat, StandardizedConv, max_pool, rematerialised
 from eqvision.types import Features, Images
 

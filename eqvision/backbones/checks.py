@@ -37,3 +37,22 @@ def _size_message(shape: tuple[int, ...], multiple: tuple[int, int]) -> str:
         f"images of {shape[1]}x{shape[2]} cannot be cut into steps of {multiple[0]}x{multiple[1]} pixels; "
         f"resize or pad them, for instance to {nearest[0]}x{nearest[1]}"
     )
+
+
+def legal_size(image_size: int | tuple[int, int], step: int) -> tuple[int, int]:
+    """Height and width that a model is built for; ValueError with the nearest legal size unless ``step`` fits."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height % step or width % step or min(height, width) <= 0:
+        near = [max(step, round(length / step) * step) for length in (height, width)]
+        raise ValueError(
+            f"image_size {height}x{width} is not divisible by {step}, the stride of the network (a patch size, in "
+            f"transformers); the nearest legal size is {near[0]}x{near[1]}"
+        )
+    return height, width
+
+
+def check_layer(layer: int, depth: int) -> int:
+    """The layer's index counted from the front; ValueError where there is no such layer."""
+    if not -depth <= layer < depth:
+        raise ValueError(f"intermediates: layer {layer} does not exist, the backbone has layers 0..{depth - 1}")
+    return layer % depth

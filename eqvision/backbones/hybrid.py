@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqvision.backbones.bit import Stage, bottleneck_stages
-from eqvision.backbones.checks import check_images
+from eqvision.backbones.checks import check_images, legal_size
 from eqvision.backbones.vit import SIZES, VisionTransformer
 from eqvision.layers import Activation, GroupNorm, Implementation, Remat, StandardizedConv, max_pool
 from eqvision.types import Images, TokenFeatures
@@ -208,10 +208,11 @@ def hybrid_vit(
     blocks, vit, patch_size = HYBRID_SIZES[size]
     keys = jax.random.split(key)
     stem = HybridStem(blocks, in_channels=in_channels, remat=remat, unroll=unroll_stem, key=keys[0])
+    height, width = legal_size(image_size, stem.stride * patch_size)
     transformer = VisionTransformer(
         SIZES[vit],
         patch_size,
-        image_size=_map_size(image_size, stem.stride, patch_size),
+        image_size=(height // stem.stride, width // stem.stride),
         in_channels=stem.channels,
         activation=activation,
         dropout=dropout,
@@ -222,15 +223,3 @@ def hybrid_vit(
         key=keys[1],
     )
     return HybridViT(stem, transformer)
-
-
-def _map_size(image_size: int | tuple[int, int], stride: int, patch_size: int) -> tuple[int, int]:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    step = stride * patch_size
-    if height % step or width % step or min(height, width) <= 0:
-        near = [max(step, round(length / step) * step) for length in (height, width)]
-        raise ValueError(
-            f"image_size {height}x{width} is not divisible by {step}, the stride of this network; "
-            f"the nearest legal size is {near[0]}x{near[1]}"
-        )
-    return height // stride, width // stride

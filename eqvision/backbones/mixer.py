@@ -10,8 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from eqvision.backbones.checks import check_images
-from eqvision.backbones.vit import check_layer
+from eqvision.backbones.checks import check_images, check_layer, legal_size
 from eqvision.layers import (
     MLP,
     Activation,
@@ -118,11 +117,11 @@ class Mixer(eqx.Module):
     ):
         if remat not in get_args(Remat):
             raise ValueError(f"remat {remat!r} is unknown; choose from {get_args(Remat)}")
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        grid = _grid(self.image_size, patch_size)
+        self.image_size = legal_size(image_size, patch_size)
+        positions = (self.image_size[0] // patch_size) * (self.image_size[1] // patch_size)
         keys = jax.random.split(key)
         self.patch_embed = PatchEmbed(in_channels, size.width, patch_size, key=keys[0])
-        block = functools.partial(MixerBlock, grid[0] * grid[1], size, eps=eps, activation=activation, dropout=dropout)
+        block = functools.partial(MixerBlock, positions, size, eps=eps, activation=activation, dropout=dropout)
         self.blocks = eqx.filter_vmap(lambda key: block(key=key))(jax.random.split(keys[1], size.depth))
         self.norm = LayerNorm(size.width, eps=eps)
         self.depth = size.depth
@@ -172,17 +171,6 @@ class Mixer(eqx.Module):
 def _split(tokens: Float[Array, "b n d"], grid: tuple[int, int]) -> TokenFeatures:
     b, _, d = tokens.shape
     return TokenFeatures(tokens[:, :0], tokens.reshape(b, *grid, d))
-
-
-def _grid(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    height, width = image_size
-    if height % patch_size or width % patch_size or min(image_size) <= 0:
-        near = [max(patch_size, round(length / patch_size) * patch_size) for length in image_size]
-        raise ValueError(
-            f"image_size {height}x{width} is not divisible by the patch size {patch_size}; "
-            f"the nearest legal size is {near[0]}x{near[1]}"
-        )
-    return height // patch_size, width // patch_size
 
 
 def _size_message(shape: tuple[int, ...], image_size: tuple[int, int]) -> str:

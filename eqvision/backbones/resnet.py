@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from eqvision.backbones.checks import check_images
-from eqvision.backbones.vit import check_layer
+from eqvision.backbones.checks import check_images, check_layer
 from eqvision.layers import BatchNorm, Conv, max_pool
 from eqvision.types import Features, Images
 

@@ -4,9 +4,8 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from eqvision.backbones.checks import check_images
+from eqvision.backbones.checks import check_images, check_layer
 from eqvision.backbones.resnet import ConvNorm
-from eqvision.backbones.vit import check_layer
 from eqvision.layers import Linear, lecun_normal
 from eqvision.types import Features, Images
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from eqvision.backbones.checks import check_images
+from eqvision.backbones.checks import check_images, check_layer, legal_size
 from eqvision.layers import (
     Activation,
     Implementation,
@@ -88,8 +88,8 @@ class VisionTransformer(eqx.Module):
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, 6)
-        width = size.width
-        grid = _grid(image_size, patch_size)
+        rows, columns = legal_size(image_size, patch_size)
+        grid, width = (rows // patch_size, columns // patch_size), size.width
         self.patch_embed = PatchEmbed(in_channels, width, patch_size, key=keys[0])
         self.position = PositionEmbedding2D(grid, width, key=keys[1]) if position == "learned" else SinCos2D(width)
         self.class_token = normal(keys[2], (width,), 0.02) if class_token else None
@@ -154,24 +154,6 @@ class VisionTransformer(eqx.Module):
         b, n, d = tokens.shape
         count = n - grid[0] * grid[1]
         return TokenFeatures(tokens[:, :count], tokens[:, count:].reshape(b, *grid, d))
-
-
-def check_layer(layer: int, depth: int) -> int:
-    """The layer's index counted from the front; ValueError where there is no such layer."""
-    if not -depth <= layer < depth:
-        raise ValueError(f"intermediates: layer {layer} does not exist, the backbone has layers 0..{depth - 1}")
-    return layer % depth
-
-
-def _grid(image_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if height % patch_size or width % patch_size or min(height, width) <= 0:
-        near = max(patch_size, round(height / patch_size) * patch_size)
-        raise ValueError(
-            f"image_size {height}x{width} is not divisible by the patch size {patch_size}; "
-            f"the nearest legal size is {near}"
-        )
-    return height // patch_size, width // patch_size
 
 
 def vit(

@@ -8,8 +8,7 @@ epoch, and a batch may hold the end of one epoch and the start of the next.
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 

@@ -141,11 +141,15 @@ LOSSES = {
 
 
 def make_task(kind: str, loss: str, label_smoothing: float = 0.0) -> Task:
-    """The task of a configuration. Raises ValueError for a loss that does not fit the kind."""
+    """The task of a configuration. Raises ValueError for a loss that does not fit the kind, or smoothing the loss."""
     if kind not in LOSSES:
         raise ValueError(f"task.kind is {kind!r}; choose from {', '.join(LOSSES)}")
     if loss not in LOSSES[kind]:
         raise ValueError(f"task.loss {loss!r} does not fit task.kind {kind!r}; choose from {', '.join(LOSSES[kind])}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"task.label_smoothing is {label_smoothing}; expected a value in [0, 1), commonly 0.1")
+    if label_smoothing and loss != "cross_entropy":
+        raise ValueError(f"task.loss {loss!r} has no label smoothing; leave task.label_smoothing at 0")
     if kind == "regression":
         return Regression(loss)
     return (SingleLabel if kind == "single_label" else MultiLabel)(loss, label_smoothing)
