@@ -69,9 +69,9 @@ def ours(name: str, spec: Spec, variant: str, key) -> JaxModel:
 
     import eqvision
 
-    if name in eqvision.MODELS and spec == SPECS[name]:
+    if name in eqvision.MODELS and spec == SPECS[name]._replace(image_size=spec.image_size):
         options = our_options(spec, variant) if isinstance(spec, ViTSpec) else {}
-        model, state = eqvision.create(name, **options, key=key)
+        model, state = eqvision.create(name, image_size=spec.image_size, **options, key=key)
     else:
         model, state = eqx.nn.make_with_state(our_network)(spec, variant, key)
 
@@ -236,20 +236,17 @@ def check_parameters(results: dict[Job, list[Result]]) -> None:
             raise RuntimeError(f"{model}: the contestants' parameter counts differ: {counts}")
 
 
-def run_rounds(options: argparse.Namespace) -> dict[Job, list[Result]]:
-    """Every job once per round, one process at a time."""
-    results: dict[Job, list[Result]] = {job: [] for job in plan(options)}
-    for number in range(options.rounds):
-        for job, so_far in results.items():
-            timing.wait_until_quiet(options.wait)
-            result = run_process(job)
-            so_far.append(result)
-            median = timing.summarise(result.wall).median
-            print(
-                f"round {number + 1} {job.model} {job.task} {job.contestant} {job.malloc}: {median:.4f} s", flush=True
-            )
+def run_round(results: dict[Job, list[Result]], name: str, wait: float) -> None:
+    """Every job once, one process at a time; its result joins its list."""
+    for job, so_far in results.items():
+        timing.wait_until_quiet(wait)
+        result = run_process(job)
+        so_far.append(result)
+        run = timing.summarise(result.wall)
+        others = timing.summarise(result.others).median
+        times = f"{run.median:.4f} s (min {run.minimum:.4f}, others {others:.0%})"
+        print(f"{name} {job.model} {job.task} {job.contestant} {job.malloc}: {times}", flush=True)
     check_parameters(results)
-    return results
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -278,15 +275,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Worker: one job, one JSON line. Otherwise: all rounds, then the tables."""
+    """Worker: one job, one JSON line. Otherwise: all rounds, with the tables written anew after each."""
     options = parse(arguments)
     if options.worker:
         print(json.dumps(measure(Job(*json.loads(options.worker)))))
         return
     before = os.getloadavg()
-    rows = peer_report.rows(run_rounds(options))
-    header = peer_report.header(before, arguments)
-    peer_report.write(options.out, header, rows)
+    results: dict[Job, list[Result]] = {job: [] for job in plan(options)}
+    for number in range(1, options.rounds + 1):
+        run_round(results, f"round {number}", options.wait)
+        peer_report.write(options.out, peer_report.header(before, arguments), peer_report.rows(results))
     print(options.out.read_text())
 
 

@@ -19,7 +19,9 @@ class Checkpoints:
 
         self.folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        # The handler is named, since a manager that has not saved yet could not describe what it finds.
+        handler = ocp.StandardCheckpointHandler()
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handler)
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -41,6 +41,7 @@ class Prediction(NamedTuple):
     path: Path
     labels: tuple[str, ...]
     scores: tuple[float, ...]
+    probabilities: bool = True
 
 
 def load_run(path: str | Path) -> Run:
@@ -117,7 +118,7 @@ def _outputs(model: Classifier, stats: eqx.nn.State, images: Float[Array, "b h w
 
 def _named(run: Run, path: Path, scores: Shaped[np.ndarray, " k"], top: int) -> Prediction:
     if run.config.task.kind == "regression":
-        return Prediction(path, tuple(f"output {i}" for i in range(len(scores))), tuple(map(float, scores)))
+        return Prediction(path, tuple(f"output {i}" for i in range(len(scores))), tuple(map(float, scores)), False)
     order = np.argsort(-scores)[:top]
     return Prediction(path, tuple(run.class_names[i] for i in order), tuple(float(scores[i]) for i in order))
 
@@ -130,7 +131,8 @@ def draw(prediction: Prediction, out: Path) -> Path:
         image = ImageOps.exif_transpose(opened).convert("RGB")
     factor = max(1, 256 // max(image.size))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    lines = [f"{label}  {score:.1%}" for label, score in zip(prediction.labels[:3], prediction.scores, strict=False)]
+    form = ".1%" if prediction.probabilities else ".4g"
+    lines = [f"{label}  {score:{form}}" for label, score in zip(prediction.labels[:3], prediction.scores, strict=False)]
     font = ImageFont.load_default(16)
     width = max(image.width, 8 + max(int(font.getlength(line)) for line in lines) + 8)
     canvas = Image.new("RGB", (width, image.height + 20 * len(lines) + 8), "white")

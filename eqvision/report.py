@@ -40,7 +40,7 @@ def _figure(width: float, height: float) -> Any:
 
 def plot_curves(path: Path, rows: list[Row], headline: str) -> None:
     """Training and test loss on the left, the headline metric on the right."""
-    figure = _figure(10, 4)
+    figure = _figure(10.0, 4.0)
     left, right = figure.subplots(1, 2)
     for name in ("train/loss", "test/loss"):
         _line(left, rows, name)
@@ -83,7 +83,7 @@ def plot_samples(path: Path, evaluation: Evaluation, class_names: tuple[str, ...
 def plot_confusion(path: Path, counts: np.ndarray, class_names: tuple[str, ...]) -> None:
     """Rows are the true classes, columns the predicted ones; numbers where there are few classes."""
     few = len(class_names) <= 20
-    size = 1.5 + 0.45 * len(class_names) if few else 9
+    size = 1.5 + 0.45 * len(class_names) if few else 9.0
     figure = _figure(size + 1, size)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -222,7 +222,7 @@ class _Window:
         self._indices.append(indices)
 
     def flush(self, last: int) -> dict[str, float]:
-        """Means over the window. Raises DivergedError that names the first step whose loss or gradient is not finite."""
+        """Means over the window. Raises DivergedError, naming the first step whose loss or gradient is not finite."""
         logs = jax.device_get(self._logs)
         first = last - len(logs) + 1
         for offset, log in enumerate(logs):

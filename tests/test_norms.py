@@ -23,8 +23,11 @@ from eqvision.layers import (
 )
 
 CHANNELS = 5
-# x * scale + shift rounds at |mean| / std times the last bit: 100 * 2^-24 = 6e-6 before division by the output's scale.
-FAR_MEAN_TOLERANCE = 1e-5
+# With mean 100 and std 1 the output inherits the rounding of the mean, a float32 sum of n values of 100: about
+# 100 * 2^-24 * sqrt(n) / 3 = 5e-5 absolute for n = 648. Statistics from E[x^2] - E[x]^2 would be off by 1e-3.
+FAR_MEAN_TOLERANCE = 2e-5
+# The gradient of the weight sums (x - mean) * g, so it takes that rounding once for every pixel.
+FAR_MEAN_GRADIENT_TOLERANCE = 1e-4
 
 
 def draw(*shape, seed=0, mean=0.5, std=2.0):
@@ -40,6 +43,11 @@ def affine(layer, seed=7):
 def make_batch_norm(**options):
     layer, state = eqx.nn.make_with_state(BatchNorm)(CHANNELS, **options)
     return affine(layer), state
+
+
+def copy(state):
+    """Equinox refuses to use a state twice, unless it is a copy."""
+    return jax.tree.map(lambda leaf: leaf, state)
 
 
 def torch_norm(module, layer):
@@ -115,13 +123,13 @@ def test_batch_norm_keeps_its_digits_where_the_mean_is_large(assert_close):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("mean", "tolerance"), [(0.5, 1e-6), (100.0, FAR_MEAN_TOLERANCE)])
+@pytest.mark.parametrize(("mean", "tolerance"), [(0.5, 1e-6), (100.0, FAR_MEAN_GRADIENT_TOLERANCE)])
 @pytest.mark.parametrize("train", [True, False])
 def test_batch_norm_gradient_equals_torch(assert_close, train, mean, tolerance):
     import torch
 
     layer, state = make_batch_norm()
-    state = state.set(layer.stats, (jnp.full(CHANNELS, mean - 0.5), jnp.full(CHANNELS, 1.7)))
+    state = state.set(layer.stats, (jnp.full(CHANNELS, mean - 0.5, jnp.float32), jnp.full(CHANNELS, 1.7, jnp.float32)))
     oracle = torch_norm(torch.nn.BatchNorm2d(CHANNELS), layer).double().train(train)
     oracle.running_mean.fill_(mean - 0.5)
     oracle.running_var.fill_(1.7)
@@ -142,7 +150,8 @@ def test_batch_norm_fine_tunes_from_published_statistics(assert_close):
     layer, state = make_batch_norm()
     published = draw(CHANNELS, seed=4), np.abs(draw(CHANNELS, seed=5))
     oracle = torch_norm(torch.nn.BatchNorm2d(CHANNELS), layer)
-    oracle.load_state_dict(oracle.state_dict() | dict(zip(("running_mean", "running_var"), map(torch.tensor, published))))
+    oracle.running_mean.copy_(torch.from_numpy(published[0]))
+    oracle.running_var.copy_(torch.from_numpy(published[1]))
     state = state.set(layer.stats, tuple(jnp.asarray(part) for part in published))
     x = draw(4, 6, 6, CHANNELS)
     y, state = layer(jnp.asarray(x), state, train=True)
@@ -153,8 +162,8 @@ def test_batch_norm_fine_tunes_from_published_statistics(assert_close):
 def test_batch_norm_in_bfloat16_keeps_statistics_in_float32(assert_close):
     layer, state = make_batch_norm()
     x = jnp.asarray(draw(8, 6, 6, CHANNELS), jnp.bfloat16)
-    y, after = layer(x, state, train=True)
-    expected, expected_after = layer(x.astype(jnp.float32), state, train=True)
+    y, after = layer(x, copy(state), train=True)
+    expected, expected_after = layer(x.astype(jnp.float32), copy(state), train=True)
     assert y.dtype == jnp.bfloat16
     assert all(part.dtype == jnp.float32 for part in after.get(layer.stats))
     assert_close(y, expected, 2**-8)
@@ -185,14 +194,15 @@ def norm_step(layer, state, x, cotangent, axes=()):
 
 
 @pytest.mark.parametrize("axes", [("data",), ("data", "fsdp")])
-@pytest.mark.parametrize("mean", [0.5, 30.0])
-def test_batch_norm_under_shard_map_equals_one_device(assert_close, axes, mean):
+@pytest.mark.parametrize(("mean", "tolerance"), [(0.5, 1e-6), (100.0, FAR_MEAN_TOLERANCE)])
+def test_batch_norm_under_shard_map_equals_one_device(assert_close, axes, mean, tolerance):
     shape = (8,) if len(axes) == 1 else (4, 2)
     mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes))
     layer, state = make_batch_norm()
     # Another distribution on every device, so that local statistics would not do.
-    x = draw(16, 4, 3, CHANNELS, std=1.0) + np.repeat(np.arange(16) // 2, 1)[:, None, None, None].astype(np.float32) + mean
-    cotangent = draw(16, 4, 3, CHANNELS, seed=2)
+    x = draw(16, 4, 3, CHANNELS, mean=mean) + (np.arange(16, dtype=np.float32) // 2)[:, None, None, None]
+    # Correlated with x: the gradients of weight and bias are then sums whose terms do not cancel.
+    cotangent = draw(16, 4, 3, CHANNELS, seed=2, mean=1.0) + (x - x.mean())
     split = P(axes)
     sharded = jax.shard_map(
         lambda layer, state, x, cotangent: norm_step(layer, state, x, cotangent, axes),
@@ -201,7 +211,7 @@ def test_batch_norm_under_shard_map_equals_one_device(assert_close, axes, mean):
         out_specs=(split, (P(), split), P()),
     )
     expected = jax.jit(norm_step)(layer, state, x, cotangent)
-    assert_close(jax.jit(sharded)(layer, state, x, cotangent), expected, 1e-6 if mean < 1 else FAR_MEAN_TOLERANCE)
+    assert_close(jax.jit(sharded)(layer, state, x, cotangent), expected, tolerance)
 
 
 def test_batch_norm_under_plain_jit_with_a_split_batch_equals_one_device(assert_close, mesh):
@@ -221,13 +231,13 @@ def test_token_norms_under_shard_map_equal_one_device(assert_close, mesh, make):
             total = jnp.vdot(layer(x), cotangent)
             return lax.psum(total, axes) if axes else total
 
-        return jax.value_and_grad(loss, argnums=(0, 1))(layer, x)
+        return layer(x), jax.grad(loss, argnums=(0, 1))(layer, x)
 
     sharded = jax.shard_map(
         lambda *inputs: step(*inputs, axes=("data",)),
         mesh=mesh,
         in_specs=(P(), P("data"), P("data")),
-        out_specs=(P(), (P(), P("data"))),
+        out_specs=(P("data"), (P(), P("data"))),
     )
     assert_close(jax.jit(sharded)(layer, x, cotangent), jax.jit(step)(layer, x, cotangent), 1e-6)
 
@@ -320,7 +330,11 @@ def scanned(norm):
 
 
 def checkpointed(norm):
-    return jax.checkpoint(lambda x, weight, bias: jnp.sin(norm(jnp.sin(norm(x, weight[0], bias[0], 1e-5)), weight[1], bias[1], 1e-5)))
+    @jax.checkpoint
+    def run(x, weight, bias):
+        return jnp.sin(norm(jnp.sin(norm(x, weight[0], bias[0], 1e-5)), weight[1], bias[1], 1e-5))
+
+    return run
 
 
 def scanned_and_checkpointed(norm):
@@ -333,7 +347,7 @@ def value_and_pullback(function, inputs, cotangent):
 
 
 @pytest.mark.parametrize("wrap", [once, scanned, checkpointed, scanned_and_checkpointed])
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", list(PAIRS))
 def test_hand_written_gradient_equals_automatic_one_in_float64(assert_close, name, wrap):
     hand, plain = PAIRS[name]
     with jax.enable_x64(True):
@@ -352,11 +366,11 @@ def test_layer_norm_gradient_under_vmap_equals_automatic_one(assert_close):
 
         def run(norm, axis, *inputs):
             mapped = jax.vmap(lambda x, weight, bias: norm(x, weight, bias, 1e-5), in_axes=(0, axis, axis))
-            per_example = jax.vmap(jax.grad(lambda *i: jnp.sum(jnp.sin(norm(*i, 1e-5))), argnums=(0, 1, 2)), (0, axis, axis))
-            return value_and_pullback(mapped, inputs, cotangent), per_example(*inputs)
+            gradient = jax.grad(lambda *i: jnp.sum(jnp.sin(norm(*i, 1e-5))), argnums=(0, 1, 2))
+            return value_and_pullback(mapped, inputs, cotangent), jax.vmap(gradient, (0, axis, axis))(*inputs)
 
-        assert_close(run(layer_norm, None, x, weight[0], bias[0]), run(plain_layer_norm, None, x, weight[0], bias[0]), 1e-10)
-        assert_close(run(layer_norm, 0, x, weight, bias), run(plain_layer_norm, 0, x, weight, bias), 1e-10)
+        for axis, inputs in ((None, (x, weight[0], bias[0])), (0, (x, weight, bias))):
+            assert_close(run(layer_norm, axis, *inputs), run(plain_layer_norm, axis, *inputs), 1e-10)
 
 
 def test_no_gradient_flows_into_the_returned_statistics():
@@ -366,10 +380,6 @@ def test_no_gradient_flows_into_the_returned_statistics():
 
 
 # --- the other norms ------------------------------------------------------------------------------------------------
-
-
-def loss_of(layer, cotangent):
-    return lambda layer, x: jnp.vdot(layer(x), cotangent)
 
 
 @pytest.mark.parity
@@ -427,17 +437,18 @@ def test_frozen_batch_norm_equals_torch_in_evaluation(assert_close, train):
     oracle = torch_norm(torch.nn.BatchNorm2d(CHANNELS), layer).eval()
     oracle.running_mean.copy_(torch.tensor(np.array(statistics[0])))
     oracle.running_var.copy_(torch.tensor(np.array(statistics[1])))
-    y, _ = layer(jnp.asarray(x), None_state(), train=train)
+    y, _ = layer(jnp.asarray(x), empty_state(), train=train)
     assert_close(y, from_torch(oracle(to_torch(x))), 1e-6)
 
 
-def None_state():
+def empty_state():
+    """The state of a model without statistics."""
     return eqx.nn.make_with_state(Linear)(1, 1, key=jax.random.key(0))[1]
 
 
 def test_frozen_batch_norm_trains_nothing_but_passes_the_gradient_on(assert_close):
     layer = frozen((jnp.zeros(CHANNELS), jnp.full(CHANNELS, 4.0)))
-    x, state = jnp.asarray(draw(3, 2, 2, CHANNELS)), None_state()
+    x, state = jnp.asarray(draw(3, 2, 2, CHANNELS)), empty_state()
     g_layer, g_x = jax.grad(lambda layer, x: jnp.sum(layer(x, state, train=True)[0]), argnums=(0, 1))(layer, x)
     for leaf in jax.tree.leaves(g_layer):
         np.testing.assert_array_equal(leaf, 0)
@@ -449,9 +460,10 @@ def test_group_norm_refuses_groups_of_unequal_size():
         GroupNorm(6, num_groups=4)
 
 
-@pytest.mark.parametrize("layer", [LayerNorm(8), RMSNorm(8), GroupNorm(8, num_groups=2)], ids=lambda layer: type(layer).__name__)
-def test_statistics_of_bfloat16_input_are_float32(assert_close, layer):
+@pytest.mark.parametrize("make", [LayerNorm, RMSNorm, lambda width: GroupNorm(width, num_groups=2)])
+def test_statistics_of_bfloat16_input_are_float32(assert_close, make):
     """Mean 20, spread 1: bfloat16 statistics would be off by a tenth."""
+    layer = make(8)
     x = jnp.asarray(draw(4, 6, 8, mean=20.0, std=1.0), jnp.bfloat16)
     y = layer(x)
     assert y.dtype == jnp.bfloat16

@@ -72,8 +72,7 @@ class Conv(eqx.Module):
         init: Initializer = he_normal_fan_out,
         key: PRNGKeyArray,
     ):
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(f"Conv: {in_channels} -> {out_channels} channels cannot be split into {groups} groups")
+        _check_groups("Conv", in_channels, out_channels, groups)
         self.weight = init(key, (kernel_size, kernel_size, in_channels // groups, out_channels))
         self.bias = jnp.zeros((out_channels,)) if use_bias else None
         self.stride = stride
@@ -83,6 +82,11 @@ class Conv(eqx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         return _apply(self, x, self.weight)
+
+
+def _check_groups(what: str, in_channels: int, out_channels: int, groups: int) -> None:
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(f"{what}: {in_channels} -> {out_channels} channels cannot be split into {groups} groups")
 
 
 class StandardizedConv(eqx.Module):
@@ -113,6 +117,7 @@ class StandardizedConv(eqx.Module):
         init: Initializer = he_normal_fan_out,
         key: PRNGKeyArray,
     ):
+        _check_groups("StandardizedConv", in_channels, out_channels, groups)
         self.weight = init(key, (kernel_size, kernel_size, in_channels // groups, out_channels))
         self.bias = jnp.zeros((out_channels,)) if use_bias else None
         self.stride = stride
@@ -128,7 +133,7 @@ class StandardizedConv(eqx.Module):
         return _apply(self, x, centred * lax.rsqrt(variance + self.eps))
 
 
-def _apply(conv: Conv | StandardizedConv, x: Float[Array, "b h w i"], weight: Float[Array, "kh kw i o"]):
+def _apply(conv: Conv | StandardizedConv, x: Float[Array, "b h w i"], weight: Float[Array, "kh kw i_per_group o"]):
     y = convolve(
         x,
         weight.astype(x.dtype),

@@ -34,6 +34,8 @@ class PatchEmbed(eqx.Module):
 
     def __call__(self, images: Float[Array, "b height width i"]) -> Float[Array, "b h w d"]:
         (p, q), (b, height, width, i) = self.patch_size, images.shape
+        if height % p or width % q:
+            raise ValueError(f"images of {height}x{width} cannot be cut into patches of {p}x{q}")
         patches = images.reshape(b, height // p, p, width // q, q, i).transpose(0, 1, 3, 2, 4, 5)
         weight = self.weight.astype(images.dtype).reshape(p * q * i, -1)
         tokens = (patches.reshape(-1, p * q * i) @ weight).reshape(b, height // p, width // q, -1)

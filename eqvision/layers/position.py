@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from eqvision.layers.init import normal
 from eqvision.ops.resize import ResizeMethod, resize_images
@@ -58,7 +58,7 @@ def resample_grid(
 
 
 def sincos_1d(
-    positions: Float[np.ndarray, " n"], width: int, *, temperature: float = 10_000.0
+    positions: Num[np.ndarray, " n"], width: int, *, temperature: float = 10_000.0
 ) -> Float[np.ndarray, "n d"]:
     """Vaswani et al. 2017, all sines first and then all cosines, as in MAE and big_vision; ``width`` must be even."""
     if width % 2:

@@ -48,6 +48,8 @@ class TransformerBlock(eqx.Module):
         init: Initializer = xavier_uniform,
         key: PRNGKeyArray,
     ):
+        if norm_order not in get_args(NormOrder):
+            raise ValueError(f"norm_order {norm_order!r} is unknown; choose from {get_args(NormOrder)}")
         keys = jax.random.split(key)
         self.norm1 = LayerNorm(width, eps=eps)
         self.attention = Attention(

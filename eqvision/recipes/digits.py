@@ -22,5 +22,5 @@ def digits() -> TrainConfig:
         data=DataConfig(kind="digits", transform="digits"),
         optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=1e-2),
         schedule=ScheduleConfig(warmup_steps=50),
-        loop=LoopConfig(epochs=40, batch_size=64, eval_batch_size=360, log_every=20, eval_every=110),
+        loop=LoopConfig(epochs=40.0, batch_size=64, eval_batch_size=360, log_every=20, eval_every=110),
     )

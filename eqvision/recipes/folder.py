@@ -24,7 +24,7 @@ def folder() -> TrainConfig:
         data=DataConfig(kind="folder", transform="cifar"),
         optimizer=OptimizerConfig(name="sgd", learning_rate=0.1, weight_decay=1e-4, clip_norm=None),
         schedule=ScheduleConfig(warmup_steps=40),
-        loop=LoopConfig(epochs=10, batch_size=128),
+        loop=LoopConfig(epochs=10.0, batch_size=128),
     )
 
 

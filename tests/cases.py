@@ -1,0 +1,279 @@
+"""The table behind the generic tests: one row for each name of the zoo, and the small models that those tests run.
+
+A model that joins the zoo needs a row in ``CASES``, and a toy of its family in ``TOYS`` if the family is new.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from eqvision.backbones import SIZES, AxialResNet, BiT, HybridViT, Mixer, MixerSize, VisionTransformer, ViTSize
+from eqvision.backbones.hybrid import HybridStem
+from eqvision.backbones.resnet import ConvNorm, ResidualBlock, ResNet
+from eqvision.classifiers import Classifier
+from eqvision.heads import AttentionPool, MapHead, TokenHead, zeros
+from eqvision.zoo import MODELS
+
+
+class Case(NamedTuple):
+    """A zoo entry and what is published of it.
+
+    ``params`` (1e6) and ``gmacs`` (1e9, one image of ``image_size``) are as printed by ``source``, None where
+    nothing is published. ``extra`` is the number of parameters that the entry has and the published model has
+    not, ``additions`` the work that the source counts and eqvision.counting does not. ``features`` are the
+    shapes of the backbone's output without the batch axis: maps, fine to coarse, or the prefix and the grid of
+    a transformer. ``resizes`` is False for models of one image size.
+    """
+
+    name: str
+    image_size: int
+    params: float | None
+    gmacs: float | None
+    features: tuple[tuple[int, ...], ...]
+    source: str
+    num_classes: int = 1000
+    extra: int = 0
+    additions: int = 0
+    resizes: bool = True
+
+
+def maps(side: int, channels: int, levels: int = 4) -> tuple[tuple[int, ...], ...]:
+    """A pyramid whose sides halve and whose channels double."""
+    return tuple((side >> i, side >> i, channels << i) for i in range(levels))
+
+
+def tokens(prefix: int, side: int, width: int) -> tuple[tuple[int, ...], ...]:
+    return (prefix, width), (side, side, width)
+
+
+def tanh_layer(width: int) -> int:
+    """Parameters of the pre-logits of ImageNet-21k, which timm has dropped."""
+    return width * width + width
+
+
+def attention_pool(size: str) -> int:
+    """Parameters of attention pooling: query, four projections, norm and MLP."""
+    width, _, _, mlp_dim = SIZES[size]
+    return width + 4 * (width * width + width) + 2 * width + 2 * width * mlp_dim + mlp_dim + width
+
+
+def pool_for_token(size: str) -> int:
+    """What attention pooling adds to a model that loses the class token and its position."""
+    return attention_pool(size) - 2 * SIZES[size].width
+
+
+def stem_additions(*blocks: int) -> int:
+    """What fvcore adds to a hybrid's stem at 224 px: 5 per normalised element and 4 per standardised weight."""
+    normalised, standardised, channels, side = 64 * 112**2, 7 * 7 * 3 * 64, 64, 56
+    for stage, depth in enumerate(blocks):
+        inner, outer = 64 << stage, 256 << stage
+        for block in range(depth):
+            after = side // 2 if stage and not block else side
+            projected = 0 if block else outer
+            normalised += inner * side**2 + (inner + outer + projected) * after**2
+            standardised += channels * (inner + projected) + 9 * inner**2 + inner * outer
+            channels, side = outer, after
+    return 5 * normalised + 4 * standardised
+
+
+# "timm" is results/benchmark-infer-amp-nchw-pt240-cu124-rtx4090.csv of huggingface/pytorch-image-models,
+# "torchvision" the weight enums. Where a size has several entries, AugReg's and big_vision's are of the same
+# architecture as timm's.
+TORCHVISION = "torchvision"
+TIMM = "timm"
+HE = "He et al. 2016, table 6; multiply-adds of chenyaofo/pytorch-cifar-models"  # of which 0.6 % are projections
+# Chen et al. 2022 (PaLI), table 8: 3926 M and 1980 GFLOPs. Its parameters include attention pooling and the
+# head for JFT-3B, of about 30 000 classes.
+PALI = "Chen et al. 2022, table 8"
+
+CASES = (
+    Case("resnet18", 224, 11.689512, 1.814, maps(56, 64), TORCHVISION),
+    Case("resnet34", 224, 21.797672, 3.664, maps(56, 64), TORCHVISION),
+    Case("resnet50", 224, 25.557032, 4.089, maps(56, 256), TORCHVISION),
+    Case("resnet101", 224, 44.549160, 7.801, maps(56, 256), TORCHVISION),
+    Case("resnet152", 224, 60.192808, 11.514, maps(56, 256), TORCHVISION),
+    Case("resnet20_cifar", 32, 0.27, 0.04081, maps(32, 16, 3), HE, num_classes=10),
+    Case("resnet32_cifar", 32, 0.46, 0.06912, maps(32, 16, 3), HE, num_classes=10),
+    Case("resnet44_cifar", 32, 0.66, 0.09744, maps(32, 16, 3), HE, num_classes=10),
+    Case("resnet56_cifar", 32, 0.85, 0.12575, maps(32, 16, 3), HE, num_classes=10),
+    Case("resnet110_cifar", 32, 1.7, 0.25289, maps(32, 16, 3), "He et al. 2016, table 6; Lin et al. 2020", 10),
+    # Of our own making, for images of 32 pixels.
+    Case("vit_ti4", 32, None, None, tokens(1, 8, 192), "nothing published", num_classes=10),
+    Case("vit_ti16", 224, 5.72, 1.26, tokens(1, 14, 192), TIMM),
+    Case("vit_s16", 224, 22.05, 4.61, tokens(1, 14, 384), TIMM),
+    Case("vit_s32", 224, 22.88, 1.15, tokens(1, 7, 384), TIMM),
+    Case("vit_b8", 224, 86.58, 78.22, tokens(1, 28, 768), TIMM),
+    Case("vit_b16", 224, 86.567656, 17.58, tokens(1, 14, 768), "torchvision, timm"),
+    Case("vit_b32", 224, 88.224232, 4.41, tokens(1, 7, 768), "torchvision, timm"),
+    Case("vit_l16", 224, 304.326632, 61.6, tokens(1, 14, 1024), "torchvision, timm"),
+    Case("vit_l32", 224, 306.535400, 15.39, tokens(1, 7, 1024), "torchvision, timm"),
+    Case("vit_h14", 224, 632.045800, 167.4, tokens(1, 16, 1280), "torchvision, timm"),
+    Case("vit_g14", 224, 1012.61, 267.18, tokens(1, 16, 1408), TIMM),
+    Case("vit_G14", 224, 1844.44, 483.95, tokens(1, 16, 1664), TIMM),
+    Case("vit_e14", 224, 3926, 990, tokens(1, 16, 1792), PALI, 30_000, extra=-pool_for_token("e")),
+    Case("vit_b16_in21k", 224, 86.567656, 17.58, tokens(1, 14, 768), "torchvision, timm", extra=tanh_layer(768)),
+    Case("vit_l16_in21k", 224, 304.326632, 61.6, tokens(1, 14, 1024), "torchvision, timm", extra=tanh_layer(1024)),
+    # timm has its small models with registers in other widths, so no multiply-adds of this one.
+    Case("vit_s16_reg4_mean", 224, 22.05, None, tokens(4, 14, 384), TIMM, extra=2 * 384),
+    Case("vit_b16_reg4_mean", 256, 86.62, 23.5, tokens(4, 16, 768), "timm vit_base_patch16_reg4_gap_256"),
+    Case("vit_ti16_augreg", 224, 5.72, 1.26, tokens(1, 14, 192), TIMM),
+    Case("vit_s16_augreg", 224, 22.05, 4.61, tokens(1, 14, 384), TIMM),
+    Case("vit_s32_augreg", 224, 22.88, 1.15, tokens(1, 7, 384), TIMM),
+    Case("vit_b8_augreg", 224, 86.58, 78.22, tokens(1, 28, 768), TIMM),
+    Case("vit_b16_augreg", 224, 86.567656, 17.58, tokens(1, 14, 768), "torchvision, timm"),
+    Case("vit_b32_augreg", 224, 88.224232, 4.41, tokens(1, 7, 768), "torchvision, timm"),
+    Case("vit_l16_augreg", 224, 304.326632, 61.6, tokens(1, 14, 1024), "torchvision, timm"),
+    # Nothing learned in place of the class token and 1 + 14 * 14 positions.
+    Case("vit_s16_big_vision", 224, 22.05, 4.61, tokens(0, 14, 384), TIMM, extra=-384 * (2 + 14 * 14)),
+    Case("vit_b16_big_vision", 224, 92.88, 17.73, tokens(0, 14, 768), "timm vit_base_patch16_siglip_224", 0),
+    Case("vit_l16_big_vision", 256, 315.96, 81.34, tokens(0, 16, 1024), "timm vit_large_patch16_siglip_256", 0),
+    Case("vit_h14_big_vision", 224, 632.0458, 167.4, tokens(0, 16, 1280), "torchvision", extra=pool_for_token("h")),
+    Case("vit_g14_big_vision", 224, 1012.61, 267.18, tokens(0, 16, 1408), TIMM, extra=pool_for_token("g")),
+    Case("vit_G14_big_vision", 224, 1844.44, 483.95, tokens(0, 16, 1664), TIMM, extra=pool_for_token("G")),
+    Case("vit_e14_big_vision", 224, 3926, 990, tokens(0, 16, 1792), PALI, 30_000),
+    Case("vit_ti_r_s16", 224, 6.34, 0.44, tokens(1, 7, 192), TIMM, additions=stem_additions()),
+    Case("vit_s_r26_s32", 224, 36.43, 3.56, tokens(1, 7, 384), TIMM, additions=stem_additions(2, 2, 2, 2)),
+    Case("vit_b_r26_s32", 224, 101.38, 6.81, tokens(1, 7, 768), TIMM, additions=stem_additions(2, 2, 2, 2)),
+    # timm has this one without a head.
+    Case("vit_b_r50_s16", 224, 97.89, 21.66, tokens(1, 14, 768), TIMM, 0, additions=stem_additions(3, 4, 9)),
+    Case("vit_l_r50_s32", 224, 328.99, 19.58, tokens(1, 7, 1024), TIMM, additions=stem_additions(3, 4, 6, 3)),
+    Case("mixer_s16", 224, 18.53, 3.79, tokens(0, 14, 512), TIMM, resizes=False),
+    Case("mixer_s32", 224, 19.1, 1.0, tokens(0, 7, 512), TIMM, resizes=False),
+    Case("mixer_b16", 224, 59.88, 12.62, tokens(0, 14, 768), TIMM, resizes=False),
+    Case("mixer_b32", 224, 60.29, 3.24, tokens(0, 7, 768), TIMM, resizes=False),
+    Case("mixer_l16", 224, 208.2, 44.6, tokens(0, 14, 1024), TIMM, resizes=False),
+    Case("mixer_l32", 224, 206.94, 11.27, tokens(0, 7, 1024), TIMM, resizes=False),
+    Case("mixer_h14", 224, 431, None, tokens(0, 16, 1280), "Tolstikhin et al. 2021, table 1", 0, resizes=False),
+    # The multiply-adds are those of the ResNets, which have the same convolutions. timm's for the wider ones
+    # contain much of normalisation; test_flops.py takes it into account.
+    Case("bit_r50x1", 224, 25.55, 4.089, maps(56, 256), "timm, torchvision"),
+    Case("bit_r50x3", 224, 217.32, None, maps(56, 768), TIMM),
+    Case("bit_r101x1", 224, 44.54, 7.801, maps(56, 256), "timm, torchvision"),
+    Case("bit_r101x3", 224, 387.93, None, maps(56, 768), TIMM),
+    Case("bit_r152x2", 224, 236.34, None, maps(56, 512), TIMM),
+    Case("bit_r152x4", 224, 936.53, None, maps(56, 1024), TIMM),
+    # Scenic publishes neither; the networks of Wang et al. 2020 have other widths.
+    Case("axial_resnet26", 224, None, None, maps(56, 256), "nothing published"),
+    Case("axial_resnet50", 224, None, None, maps(56, 256), "nothing published"),
+    Case("axial_resnet101", 224, None, None, maps(56, 256), "nothing published"),
+    Case("axial_resnet152", 224, None, None, maps(56, 256), "nothing published"),
+    # Of our own making, for smoke runs.
+    Case("small_cnn", 32, None, None, maps(32, 32, 3), "nothing published", num_classes=10),
+    Case("mlp", 32, None, None, ((1, 1, 256),), "nothing published", num_classes=10, resizes=False),
+)
+
+
+class Toy(NamedTuple):
+    """A model small enough to be run: ``build(num_classes=, in_channels=, key=)``.
+
+    ``layers`` is the number of its ``intermediates``; ``random`` says that it needs a key in training.
+    """
+
+    name: str
+    build: Callable[..., Classifier]
+    image_size: int
+    layers: int
+    random: bool = False
+
+
+TOY_SIZE = ViTSize(width=32, depth=3, num_heads=4, mlp_dim=48)
+
+
+def bottleneck_resnet(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
+    """ResNet-50's blocks, one or two in each of two stages."""
+    keys = jax.random.split(key, 5)
+    stem = ConvNorm(in_channels, 8, 7, stride=2, key=keys[0])
+    block = functools.partial(ResidualBlock, kernels=(1, 3, 1), shortcut="projection", zero_scale=True)
+    first = (block(8, (8, 8, 32), strides=(1, 1, 1), key=keys[1]),)
+    second = (
+        block(32, (16, 16, 64), strides=(1, 2, 1), key=keys[2]),
+        block(64, (16, 16, 64), strides=(1, 1, 1), key=keys[3]),
+    )
+    backbone = ResNet(stem, (first, second), pool_stem=True, in_channels=in_channels)
+    return Classifier(backbone, None, MapHead(64, num_classes, key=keys[4]))
+
+
+def random_vit(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
+    """Registers, mean, layer scale, pre-logits, dropout and drop-path."""
+    keys = jax.random.split(key)
+    backbone = VisionTransformer(
+        TOY_SIZE,
+        4,
+        image_size=8,
+        in_channels=in_channels,
+        class_token=False,
+        num_registers=2,
+        layer_scale=0.1,
+        dropout=0.1,
+        drop_path=0.5,
+        key=keys[0],
+    )
+    return Classifier(backbone, None, TokenHead(32, num_classes, pool="mean", pre_logits=16, key=keys[1]))
+
+
+def big_vision_vit(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
+    """Attention pooling, sin-cos positions and a head of zeros."""
+    keys = jax.random.split(key, 3)
+    backbone = VisionTransformer(
+        TOY_SIZE,
+        4,
+        image_size=8,
+        in_channels=in_channels,
+        class_token=False,
+        position="sincos2d",
+        activation="gelu_tanh",
+        key=keys[0],
+    )
+    pool = AttentionPool(32, 4, 48, key=keys[1])
+    return Classifier(backbone, None, TokenHead(32, num_classes, pool="map", map_pool=pool, init=zeros, key=keys[2]))
+
+
+def random_mixer(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
+    """Two layers with dropout and drop-path."""
+    keys = jax.random.split(key)
+    size = MixerSize(width=16, depth=2, token_dim=8, channel_dim=24)
+    backbone = Mixer(size, 4, image_size=8, in_channels=in_channels, dropout=0.1, drop_path=0.5, key=keys[0])
+    return Classifier(backbone, None, TokenHead(16, num_classes, pool="mean", key=keys[1]))
+
+
+def bit(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
+    """One and two of BiT's bottlenecks."""
+    keys = jax.random.split(key)
+    backbone = BiT((1, 2), 8, num_groups=4, in_channels=in_channels, key=keys[0])
+    return Classifier(backbone, None, MapHead(backbone.channels[-1], num_classes, key=keys[1]))
+
+
+def axial_resnet(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
+    """One axial bottleneck, then two, on 8 and 4 positions."""
+    keys = jax.random.split(key)
+    heads = {"num_heads": 2, "num_groups": 4}
+    backbone = AxialResNet((1, 2), 8, image_size=32, in_channels=in_channels, **heads, key=keys[0])
+    return Classifier(backbone, None, MapHead(backbone.channels[-1], num_classes, key=keys[1]))
+
+
+def hybrid_vit(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
+    """One bottleneck below the toy transformer."""
+    keys = jax.random.split(key, 3)
+    stem = HybridStem((1,), 8, num_groups=4, in_channels=in_channels, key=keys[0])
+    vit = VisionTransformer(TOY_SIZE, 1, image_size=4, in_channels=stem.channels, key=keys[1])
+    return Classifier(HybridViT(stem, vit), None, TokenHead(32, num_classes, key=keys[2]))
+
+
+TOYS = (
+    Toy("resnet20_cifar", MODELS["resnet20_cifar"], 16, 3),
+    Toy("bottleneck_resnet", bottleneck_resnet, 32, 2),
+    Toy("vit_ti16", functools.partial(MODELS["vit_ti16"], image_size=32), 32, 12),
+    Toy("random_vit", random_vit, 8, 3, random=True),
+    Toy("big_vision_vit", big_vision_vit, 8, 3),
+    Toy("small_cnn", MODELS["small_cnn"], 8, 3),
+    Toy("mlp", functools.partial(MODELS["mlp"], image_size=8), 8, 2),
+    Toy("random_mixer", random_mixer, 8, 2, random=True),
+    Toy("hybrid_vit", hybrid_vit, 16, 3),
+)
+SLOW_TOYS = (
+    Toy("resnet18", MODELS["resnet18"], 64, 4),
+    Toy("bit", bit, 32, 2),
+    Toy("axial_resnet", axial_resnet, 32, 2),
+)
