@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import eqvision
 from benchmarks import timing
 from eqvision.counting import count_model
-from eqvision.zoo import nearest
+from eqvision.names import nearest
 
 
 class Published(NamedTuple):

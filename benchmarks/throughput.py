@@ -112,9 +112,7 @@ def forward_counts(model, state, images) -> tuple[float, float]:
     from eqvision.counting import count
 
     one = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-    counts = count(
-        lambda model, state, images: model(images, state)[0], *jax.eval_shape(lambda: (model, state)), one
-    )
+    counts = count(lambda model, state, images: model(images, state)[0], *jax.eval_shape(lambda: (model, state)), one)
     return counts.macs / 1e9, counts.activations / 1e6
 
 

@@ -1,7 +1,8 @@
 """Vision models as plain Equinox pytrees, and the small explicit loop that trains them."""
 
 from eqvision.classifiers import Classifier, inference, reset_head
-from eqvision.zoo import MODELS, UnknownNameError, create, list_models
+from eqvision.names import UnknownNameError
+from eqvision.zoo import MODELS, create, list_models
 
 __version__ = "0.1.0"
 

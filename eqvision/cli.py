@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -40,6 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(_unknown("command", command, list(COMMANDS)))
     try:
         COMMANDS[command](rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has gone: nothing more can be printed, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except _expected_errors() as error:
         if os.environ.get("EQVISION_TRACEBACK"):
             raise
@@ -72,7 +76,7 @@ def _usage() -> str:
 
 
 def _unknown(what: str, name: str, valid: list[str]) -> str:
-    from eqvision.zoo import nearest
+    from eqvision.names import nearest
 
     return str(nearest(name, valid, what))
 
@@ -102,6 +106,8 @@ def _train(arguments: list[str]) -> None:
     from eqvision.train import train
 
     result = train(config)
+    if result.num_skipped:
+        print(f"skipped {result.num_skipped} corrupt images; their paths are in the log above", file=sys.stderr)
     for metric, value in result.metrics.items():
         print(f"test/{metric} {value:.4f}")
     print(f"run folder: {result.folder}")
@@ -114,7 +120,8 @@ def _tune_allocator() -> None:
     """
     import jax
 
-    if os.environ.get("EQVISION_ALLOCATOR") or sys.platform != "linux" or jax.default_backend() != "cpu":
+    command = Path(sys.argv[0]).stem in ("eqvision", "cli", "train")  # and not a notebook that called main([...])
+    if not command or os.environ.get("EQVISION_ALLOCATOR") or sys.platform != "linux" or jax.default_backend() != "cpu":
         return
     print(
         "CPU run: starting again with memory allocation tuned (EQVISION_ALLOCATOR=default turns it off)",
@@ -129,7 +136,7 @@ def _tune_allocator() -> None:
 class EvalOptions:
     """Evaluate the newest checkpoint of a run on its own test split, or on other images of the same classes."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_FOLDER")]
     """Run folder."""
     data_path: str | None = None
     """Folder or file to evaluate on; default is the run's own."""
@@ -150,9 +157,9 @@ def _eval(arguments: list[str]) -> None:
 class PredictOptions:
     """Label images with the newest checkpoint of a run, and draw the labels on them."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_FOLDER")]
     """Run folder."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
     """Image files."""
     out: Path | None = None
     """Folder of the annotated PNGs; default is RUN_FOLDER/predictions."""
@@ -180,7 +187,7 @@ def _predict(arguments: list[str]) -> None:
 class InfoOptions:
     """Parameters, multiply-adds, activations and feature shapes of a model; nothing is allocated."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Name in the zoo."""
     image_size: int = 224
     """Height and width in pixels."""
@@ -208,7 +215,7 @@ def _info(arguments: list[str]) -> None:
 class ListOptions:
     """Names of models."""
 
-    pattern: tyro.conf.Positional[str] = "*"
+    pattern: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATTERN")] = "*"
     """Shell pattern, quoted: 'vit*'."""
 
 

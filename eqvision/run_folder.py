@@ -45,7 +45,9 @@ class RunFolder:
             return
         new = {**to_dict(config), "out": ""}
         lines = difference({**self.read()["config"], "out": ""}, json.loads(json.dumps(new)))
-        if lines:
+        if lines and not self.checkpoints.exists() and not read_rows(self):
+            self._write_config(config, class_names, num_classes)  # a run that failed before it did anything
+        elif lines:
             raise RunFolderError(
                 f"{self.path} holds a run with another configuration; nothing was changed. It differs in\n  "
                 + "\n  ".join(lines)

@@ -66,6 +66,7 @@ class Result:
     folder: Path
     step: int
     metrics: dict[str, float]
+    num_skipped: int
 
 
 def train(config: TrainConfig) -> Result:
@@ -103,7 +104,7 @@ def train(config: TrainConfig) -> Result:
         step = make_step(task, optimizer, mesh, config)
         evaluation = _loop(run, step, state, evaluator, log, checkpoints)
     write_report(folder, log.rows, evaluation, source.class_names, task)
-    return Result(folder.path, total, evaluation.metrics)
+    return Result(folder.path, total, evaluation.metrics, source.num_skipped + test_source.num_skipped)
 
 
 def initial_state(
@@ -262,7 +263,8 @@ def main() -> None:
 
     from eqvision.cli import main as cli
 
-    cli(["train", *sys.argv[1:]])
+    sys.argv.insert(1, "train")
+    cli()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The zoo: one row per model name, and ``create`` and ``list_models`` that read the rows."""
 
-import difflib
 import fnmatch
 import inspect
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from eqvision.classifiers import (
     vit_classifier,
 )
 from eqvision.layers import Implementation, Remat
+from eqvision.names import nearest
 
 MODELS: dict[str, Callable[..., Classifier]] = {
     "resnet18": partial(resnet_classifier, 18),
@@ -92,17 +92,6 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "small_cnn": small_cnn_classifier,
     "mlp": mlp_classifier,
 }
-
-
-class UnknownNameError(ValueError):
-    """A name that no table has; the message lists the nearest ones."""
-
-
-def nearest(name: str, valid: list[str], what: str) -> UnknownNameError:
-    """The error to raise for ``name``: what is unknown and which ``valid`` names come nearest."""
-    longer = [other for other in valid if name and other.startswith(name)]
-    close = [*longer, *difflib.get_close_matches(name, valid, n=3, cutoff=0.4)] or sorted(valid)
-    return UnknownNameError(f"{what} {name!r} does not exist; nearest: {', '.join(list(dict.fromkeys(close))[:3])}")
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:

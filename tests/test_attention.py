@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from eqvision.layers import Attention, attention
 
-BLOCK = 4  # does not divide the lengths below
-LENGTHS = {"equal": (7, 7), "more keys": (5, 9), "more queries": (9, 6), "whole blocks": (8, 8)}
+BLOCK = 4
+LENGTHS = {"more keys": (5, 9), "more queries": (9, 6), "whole blocks": (8, 8)}
 IMPLEMENTATIONS = ["xla", "blocked"]
 
 
@@ -63,11 +63,10 @@ def value_and_gradients(implementation, inputs, cotangent, **options):
 # --- equal numbers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("lengths", list(LENGTHS.values()), ids=list(LENGTHS))
-def test_attention_equals_a_plain_softmax_in_float64(assert_close, lengths, masked, causal, implementation):
+def test_attention_equals_a_plain_softmax_in_float64(assert_close, lengths, masked, causal):
     """Where ``more queries`` meets ``causal``, the first queries see no key; so does example 1 under ``masked``."""
     queries, keys = lengths
     with jax.enable_x64(True):
@@ -76,8 +75,9 @@ def test_attention_equals_a_plain_softmax_in_float64(assert_close, lengths, mask
         cotangent = jnp.asarray(draw(2, queries, 3, 5, seed=4, dtype=np.float64))
         key_mask = jnp.arange(keys)[None, :] < jnp.array([[keys - 2], [0]]) if masked else None
         options = {"key_mask": key_mask, "causal": causal}
-        actual = value_and_gradients(implementation, inputs, cotangent, **options)
-        assert_close(actual, value_and_gradients("reference", inputs, cotangent, **options), 1e-10)
+        expected = value_and_gradients("reference", inputs, cotangent, **options)
+        for implementation in IMPLEMENTATIONS:
+            assert_close(value_and_gradients(implementation, inputs, cotangent, **options), expected, 1e-10)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -212,9 +212,7 @@ def test_the_order_of_keys_does_not_matter(assert_close, implementation):
     key_mask, bias = jnp.asarray(draw(2, 9, seed=5) > -0.5), jnp.asarray(draw(1, 3, 7, 9, seed=6))
     order = np.random.default_rng(0).permutation(9)
     y = run(implementation)(query, key, value, bias, key_mask=key_mask)
-    shuffled = run(implementation)(
-        query, key[:, order], value[:, order], bias[..., order], key_mask=key_mask[:, order]
-    )
+    shuffled = run(implementation)(query, key[:, order], value[:, order], bias[..., order], key_mask=key_mask[:, order])
     assert_close(shuffled, y, 1e-6)
 
 

@@ -36,6 +36,11 @@ class Source(Protocol):
     class_names: tuple[str, ...]
     labels: np.ndarray
 
+    @property
+    def num_skipped(self) -> int:
+        """Corrupt images that have been left out so far."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
@@ -155,6 +160,10 @@ class Arrays:
             raise ValueError(f"{name}: labels need {num_classes} classes but class_names has {len(self.class_names)}")
         self.name = name
 
+    @property
+    def num_skipped(self) -> int:
+        return 0  # arrays have no files that can be corrupt
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -200,6 +209,8 @@ def _check_label_array(labels: np.ndarray, name: str) -> Labels:
         return labels.astype(np.int32)
     if labels.ndim == 2 and labels.dtype.kind in "iufb":
         return labels.astype(np.float32)
+    if labels.ndim == 1 and labels.dtype.kind == "f":
+        return labels.astype(np.float32)[:, None]  # one real value per image, for regression
     raise ValueError(
         f"{name}: labels have shape {labels.shape} and type {labels.dtype}; expected class indices (integers [n]) "
         "or multi-label rows (numbers [n k])"
