@@ -19,12 +19,10 @@ from eqvision.backbones import (
     resnet_cifar,
     small_cnn,
     vit,
-    vit_augreg,
-    vit_big_vision,
 )
 from eqvision.backbones.vit import PositionKind
 from eqvision.heads import AttentionPool, MapHead, TokenHead, TokenPool, zeros
-from eqvision.layers import Activation, Implementation, Remat, fold
+from eqvision.layers import Activation, Implementation, Remat, fold, truncated_normal
 from eqvision.types import Features, Images, TokenFeatures
 
 
@@ -112,7 +110,11 @@ def vit_classifier(
     in_channels: int,
     pool: TokenPool = "token",
     pre_logits: int | None = None,
+    zero_head: bool = False,
     num_registers: int = 0,
+    position: PositionKind = "learned",
+    position_on_class: bool = True,
+    activation: Activation = "gelu",
     dropout: float = 0.0,
     drop_path: float = 0.0,
     layer_scale: float | None = None,
@@ -121,7 +123,7 @@ def vit_classifier(
     unroll: int = 1,
     key: PRNGKeyArray,
 ) -> Classifier:
-    """ViT of timm and Hugging Face."""
+    """ViT of a named size with pooling and head; see ``vit`` for what the dialects differ in."""
     keys = jax.random.split(key, 3)
     backbone = vit(
         size,
@@ -130,6 +132,9 @@ def vit_classifier(
         in_channels=in_channels,
         class_token=pool == "token",
         num_registers=num_registers,
+        position=position,
+        position_on_class=position_on_class,
+        activation=activation,
         dropout=dropout,
         drop_path=drop_path,
         layer_scale=layer_scale,
@@ -138,85 +143,11 @@ def vit_classifier(
         unroll=unroll,
         key=keys[0],
     )
-    map_pool = _attention_pool(size, "gelu", keys[1]) if pool == "map" else None
-    width = backbone.channels[-1]
-    head = TokenHead(width, num_classes, pool=pool, map_pool=map_pool, pre_logits=pre_logits, key=keys[2])
-    return Classifier(backbone, None, head)
-
-
-def vit_augreg_classifier(
-    size: str,
-    patch_size: int,
-    *,
-    num_classes: int,
-    image_size: int | tuple[int, int],
-    in_channels: int,
-    pre_logits: int | None = None,
-    dropout: float = 0.0,
-    drop_path: float = 0.0,
-    attention: Implementation = "xla",
-    remat: Remat = "none",
-    unroll: int = 1,
-    key: PRNGKeyArray,
-) -> Classifier:
-    """ViT of google-research/vision_transformer: class token, tanh GELU, zero head."""
-    keys = jax.random.split(key)
-    backbone = vit_augreg(
-        size,
-        patch_size,
-        image_size=image_size,
-        in_channels=in_channels,
-        dropout=dropout,
-        drop_path=drop_path,
-        implementation=attention,
-        remat=remat,
-        unroll=unroll,
-        key=keys[0],
-    )
-    head = TokenHead(backbone.channels[-1], num_classes, pre_logits=pre_logits, init=zeros, key=keys[1])
-    return Classifier(backbone, None, head)
-
-
-def vit_big_vision_classifier(
-    size: str,
-    patch_size: int,
-    *,
-    num_classes: int,
-    image_size: int | tuple[int, int],
-    in_channels: int,
-    pool: TokenPool = "map",
-    position: PositionKind = "learned",
-    dropout: float = 0.0,
-    drop_path: float = 0.0,
-    attention: Implementation = "xla",
-    remat: Remat = "none",
-    unroll: int = 1,
-    key: PRNGKeyArray,
-) -> Classifier:
-    """ViT of big_vision: pooling by attention, mean or class token; zero head."""
-    keys = jax.random.split(key, 3)
-    backbone = vit_big_vision(
-        size,
-        patch_size,
-        image_size=image_size,
-        in_channels=in_channels,
-        position=position,
-        class_token=pool == "token",
-        dropout=dropout,
-        drop_path=drop_path,
-        implementation=attention,
-        remat=remat,
-        unroll=unroll,
-        key=keys[0],
-    )
-    map_pool = _attention_pool(size, "gelu_tanh", keys[1]) if pool == "map" else None
-    head = TokenHead(backbone.channels[-1], num_classes, pool=pool, map_pool=map_pool, init=zeros, key=keys[2])
-    return Classifier(backbone, None, head)
-
-
-def _attention_pool(size: str, activation: Activation, key: PRNGKeyArray) -> AttentionPool:
     width, _, num_heads, mlp_dim = SIZES[size]
-    return AttentionPool(width, num_heads, mlp_dim, activation=activation, key=key)
+    map_pool = AttentionPool(width, num_heads, mlp_dim, activation=activation, key=keys[1]) if pool == "map" else None
+    init = zeros if zero_head else truncated_normal
+    head = TokenHead(width, num_classes, pool=pool, map_pool=map_pool, pre_logits=pre_logits, init=init, key=keys[2])
+    return Classifier(backbone, None, head)
 
 
 def resnet_classifier(depth: int, *, num_classes: int, in_channels: int, key: PRNGKeyArray) -> Classifier:

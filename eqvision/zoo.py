@@ -18,12 +18,14 @@ from eqvision.classifiers import (
     resnet_cifar_classifier,
     resnet_classifier,
     small_cnn_classifier,
-    vit_augreg_classifier,
-    vit_big_vision_classifier,
     vit_classifier,
 )
 from eqvision.layers import Implementation, Remat
 from eqvision.names import nearest
+
+# What google-research/vision_transformer and big_vision do otherwise than timm.
+augreg = partial(vit_classifier, activation="gelu_tanh", zero_head=True)
+big_vision = partial(vit_classifier, activation="gelu_tanh", zero_head=True, position_on_class=False, pool="map")
 
 MODELS: dict[str, Callable[..., Classifier]] = {
     "resnet18": partial(resnet_classifier, 18),
@@ -49,24 +51,24 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "vit_g14": partial(vit_classifier, "g", 14),
     "vit_G14": partial(vit_classifier, "G", 14),
     "vit_e14": partial(vit_classifier, "e", 14),
-    "vit_b16_in21k": partial(vit_augreg_classifier, "b", 16, pre_logits=768),
-    "vit_l16_in21k": partial(vit_augreg_classifier, "l", 16, pre_logits=1024),
+    "vit_b16_in21k": partial(augreg, "b", 16, pre_logits=768),
+    "vit_l16_in21k": partial(augreg, "l", 16, pre_logits=1024),
     "vit_s16_reg4_mean": partial(vit_classifier, "s", 16, pool="mean", num_registers=4),
     "vit_b16_reg4_mean": partial(vit_classifier, "b", 16, pool="mean", num_registers=4),
-    "vit_ti16_augreg": partial(vit_augreg_classifier, "ti", 16),
-    "vit_s16_augreg": partial(vit_augreg_classifier, "s", 16),
-    "vit_s32_augreg": partial(vit_augreg_classifier, "s", 32),
-    "vit_b8_augreg": partial(vit_augreg_classifier, "b", 8),
-    "vit_b16_augreg": partial(vit_augreg_classifier, "b", 16),
-    "vit_b32_augreg": partial(vit_augreg_classifier, "b", 32),
-    "vit_l16_augreg": partial(vit_augreg_classifier, "l", 16),
-    "vit_s16_big_vision": partial(vit_big_vision_classifier, "s", 16, pool="mean", position="sincos2d"),
-    "vit_b16_big_vision": partial(vit_big_vision_classifier, "b", 16),
-    "vit_l16_big_vision": partial(vit_big_vision_classifier, "l", 16),
-    "vit_h14_big_vision": partial(vit_big_vision_classifier, "h", 14),
-    "vit_g14_big_vision": partial(vit_big_vision_classifier, "g", 14),
-    "vit_G14_big_vision": partial(vit_big_vision_classifier, "G", 14),
-    "vit_e14_big_vision": partial(vit_big_vision_classifier, "e", 14),
+    "vit_ti16_augreg": partial(augreg, "ti", 16),
+    "vit_s16_augreg": partial(augreg, "s", 16),
+    "vit_s32_augreg": partial(augreg, "s", 32),
+    "vit_b8_augreg": partial(augreg, "b", 8),
+    "vit_b16_augreg": partial(augreg, "b", 16),
+    "vit_b32_augreg": partial(augreg, "b", 32),
+    "vit_l16_augreg": partial(augreg, "l", 16),
+    "vit_s16_big_vision": partial(big_vision, "s", 16, pool="mean", position="sincos2d"),
+    "vit_b16_big_vision": partial(big_vision, "b", 16),
+    "vit_l16_big_vision": partial(big_vision, "l", 16),
+    "vit_h14_big_vision": partial(big_vision, "h", 14),
+    "vit_g14_big_vision": partial(big_vision, "g", 14),
+    "vit_G14_big_vision": partial(big_vision, "G", 14),
+    "vit_e14_big_vision": partial(big_vision, "e", 14),
     "vit_ti_r_s16": partial(hybrid_classifier, "r_ti16"),
     "vit_s_r26_s32": partial(hybrid_classifier, "r26_s32"),
     "vit_b_r26_s32": partial(hybrid_classifier, "r26_b32"),

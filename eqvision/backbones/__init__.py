@@ -7,7 +7,7 @@ from eqvision.backbones.hybrid import HybridViT, hybrid_vit
 from eqvision.backbones.mixer import MIXER_SIZES, Mixer, MixerSize, mixer
 from eqvision.backbones.resnet import ResNet, resnet, resnet_cifar
 from eqvision.backbones.small import MLPBackbone, SmallCNN, mlp, small_cnn
-from eqvision.backbones.vit import SIZES, VisionTransformer, ViTSize, vit, vit_augreg, vit_big_vision
+from eqvision.backbones.vit import SIZES, VisionTransformer, ViTSize, vit
 
 __all__ = [
     "MIXER_SIZES",
@@ -34,6 +34,4 @@ __all__ = [
     "resnet_cifar",
     "small_cnn",
     "vit",
-    "vit_augreg",
-    "vit_big_vision",
 ]

@@ -162,8 +162,11 @@ def vit(
     *,
     image_size: int | tuple[int, int] = 224,
     in_channels: int = 3,
-    num_registers: int = 0,
     class_token: bool = True,
+    num_registers: int = 0,
+    position: PositionKind = "learned",
+    position_on_class: bool = True,
+    activation: Activation = "gelu",
     dropout: float = 0.0,
     drop_path: float = 0.0,
     layer_scale: float | None = None,
@@ -172,7 +175,13 @@ def vit(
     unroll: int = 1,
     key: PRNGKeyArray,
 ) -> VisionTransformer:
-    """ViT as timm and Hugging Face have it: exact GELU, class token with a position of its own."""
+    """ViT of a named size; the defaults are those of timm and Hugging Face.
+
+    google-research/vision_transformer (AugReg) has ``activation="gelu_tanh"``, Flax's default; big_vision has
+    that too, and ``position_on_class=False``: its position embedding is added before a class token joins.
+    """
+    if size not in SIZES:
+        raise ValueError(f"ViT size {size!r} does not exist; choose from {', '.join(SIZES)}")
     return VisionTransformer(
         SIZES[size],
         patch_size,
@@ -180,72 +189,12 @@ def vit(
         in_channels=in_channels,
         class_token=class_token,
         num_registers=num_registers,
+        position=position,
+        position_on_class=position_on_class,
+        activation=activation,
         dropout=dropout,
         drop_path=drop_path,
         layer_scale=layer_scale,
-        implementation=implementation,
-        remat=remat,
-        unroll=unroll,
-        key=key,
-    )
-
-
-def vit_augreg(
-    size: str,
-    patch_size: int,
-    *,
-    image_size: int | tuple[int, int] = 224,
-    in_channels: int = 3,
-    dropout: float = 0.0,
-    drop_path: float = 0.0,
-    implementation: Implementation = "xla",
-    remat: Remat = "none",
-    unroll: int = 1,
-    key: PRNGKeyArray,
-) -> VisionTransformer:
-    """ViT as google-research/vision_transformer has it (Steiner et al. 2021): tanh GELU, as Flax defaults to."""
-    return VisionTransformer(
-        SIZES[size],
-        patch_size,
-        image_size=image_size,
-        in_channels=in_channels,
-        activation="gelu_tanh",
-        dropout=dropout,
-        drop_path=drop_path,
-        implementation=implementation,
-        remat=remat,
-        unroll=unroll,
-        key=key,
-    )
-
-
-def vit_big_vision(
-    size: str,
-    patch_size: int,
-    *,
-    image_size: int | tuple[int, int] = 224,
-    in_channels: int = 3,
-    position: PositionKind = "learned",
-    class_token: bool = False,
-    dropout: float = 0.0,
-    drop_path: float = 0.0,
-    implementation: Implementation = "xla",
-    remat: Remat = "none",
-    unroll: int = 1,
-    key: PRNGKeyArray,
-) -> VisionTransformer:
-    """ViT as big_vision has it (models/vit.py): the position embedding is added before a class token joins."""
-    return VisionTransformer(
-        SIZES[size],
-        patch_size,
-        image_size=image_size,
-        in_channels=in_channels,
-        class_token=class_token,
-        position=position,
-        position_on_class=False,
-        activation="gelu_tanh",
-        dropout=dropout,
-        drop_path=drop_path,
         implementation=implementation,
         remat=remat,
         unroll=unroll,
