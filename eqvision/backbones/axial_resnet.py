@@ -131,8 +131,7 @@ class AxialBlock(eqx.Module):
         self.height_attention = attention(1, grid[0], key=keys[1])
         self.width_attention = attention(2, grid[1], key=keys[2])
         self.conv2 = StandardizedConv(width, out_channels, 1, key=keys[3])
-        # The block starts as its shortcut.
-        self.norm2 = eqx.tree_at(lambda n: n.weight, norm(out_channels), jnp.zeros(out_channels))
+        self.norm2 = norm(out_channels, weight_init=0.0)  # the block starts as its shortcut
         changes = stride > 1 or in_channels != out_channels
         self.projection = (
             StandardizedConv(in_channels, out_channels, 1, stride=stride, key=keys[4]) if changes else None

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqvision.backbones.bit import Stage, bottleneck_stages
@@ -31,10 +30,11 @@ class StandardizedConvNorm(eqx.Module):
         num_groups: int = 32,
         conv_eps: float = 1e-8,
         norm_eps: float = 1e-5,
+        weight_init: float = 1.0,
         key: PRNGKeyArray,
     ):
         self.conv = StandardizedConv(in_channels, out_channels, kernel_size, stride=stride, eps=conv_eps, key=key)
-        self.norm = GroupNorm(out_channels, num_groups=num_groups, eps=norm_eps)
+        self.norm = GroupNorm(out_channels, num_groups=num_groups, eps=norm_eps, weight_init=weight_init)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         return self.norm(self.conv(x))
@@ -63,8 +63,7 @@ class PostActivationBlock(eqx.Module):
         conv = functools.partial(StandardizedConvNorm, num_groups=num_groups, conv_eps=conv_eps, norm_eps=norm_eps)
         self.conv1 = conv(in_channels, width, 1, key=keys[0])
         self.conv2 = conv(width, width, 3, stride=stride, key=keys[1])
-        last = conv(width, 4 * width, 1, key=keys[2])
-        self.conv3 = eqx.tree_at(lambda c: c.norm.weight, last, jnp.zeros(4 * width))
+        self.conv3 = conv(width, 4 * width, 1, weight_init=0.0, key=keys[2])
         changes = stride > 1 or in_channels != 4 * width
         self.projection = conv(in_channels, 4 * width, 1, stride=stride, key=keys[3]) if changes else None
 

@@ -40,6 +40,8 @@ def attention(
     logits for the backward pass, so memory grows with the number of keys times the block. ``cudnn`` is the fused
     kernel: NVIDIA GPU, float16 or bfloat16 only.
     """
+    if key_mask is not None:  # padding may hold anything, NaN too, and 0 * NaN is NaN in both products
+        key, value = (jnp.where(key_mask[:, :, None, None], x, 0) for x in (key, value))
     if implementation == "xla":
         mask = _mask(key_mask, causal, query.shape[1], key.shape[1])
         return _attend(query, key, value, bias, mask)
@@ -88,6 +90,7 @@ def _wide(x: Array) -> jnp.dtype:
 def _blocked(query, key, value, bias, key_mask, causal, block_size):
     """A loop over blocks of queries; the last block is padded and its extra rows dropped."""
     b, queries, heads, width = query.shape
+    block_size = min(block_size, queries)
     blocks = -(-queries // block_size)
     padding = blocks * block_size - queries
     padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))

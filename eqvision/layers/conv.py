@@ -92,7 +92,8 @@ def _check_groups(what: str, in_channels: int, out_channels: int, groups: int) -
 class StandardizedConv(eqx.Module):
     """Convolution whose weight is standardised per output channel before use (Qiao et al. 2019), as in BiT.
 
-    ``eps`` is added to the variance: 1e-10 in the original BiT, 1e-8 in timm's copy of it, 1e-5 in hybrid ViT.
+    ``eps`` is added to the variance: 1e-10 in the original BiT, 1e-8 in timm's
+    copy of it. google-research/vision_transformer (hybrid ViT) adds 1e-5 to the standard deviation instead.
     """
 
     weight: Float[Array, "kh kw i o"]

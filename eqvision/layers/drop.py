@@ -23,8 +23,15 @@ def fold(key: PRNGKeyArray | None, number: int | Array) -> PRNGKeyArray | None:
     return None if key is None else jax.random.fold_in(key, number)
 
 
+def check_rate(what: str, rate: float) -> None:
+    """Raise a ValueError unless the rate is a fraction below one."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{what} rate {rate} is not in [0, 1): it is the fraction that is dropped")
+
+
 def dropout(x: Float[Array, "..."], rate: float, *, train: bool, key: PRNGKeyArray | None) -> Float[Array, "..."]:
     """Srivastava et al. 2014: zero a fraction ``rate`` of the elements and scale the others by 1 / (1 - rate)."""
+    check_rate("dropout", rate)
     if not train or rate == 0:
         return x
     kept = jax.random.bernoulli(require_key(key, f"dropout({rate})"), 1 - rate, x.shape)
@@ -38,6 +45,8 @@ def drop_path(
 
     ``rate`` may be traced, because a scanned stack has another rate in every layer.
     """
+    if isinstance(rate, (int, float)):
+        check_rate("drop_path", rate)
     if not train or (isinstance(rate, (int, float)) and rate == 0):
         return x
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)

@@ -94,10 +94,10 @@ class GroupNorm(eqx.Module):
     num_groups: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
-    def __init__(self, features: int, *, num_groups: int = 32, eps: float = 1e-5):
+    def __init__(self, features: int, *, num_groups: int = 32, eps: float = 1e-5, weight_init: float = 1.0):
         if features % num_groups:
             raise ValueError(f"GroupNorm: {features} channels cannot be split into {num_groups} equal groups")
-        self.weight = jnp.ones((features,))
+        self.weight = jnp.full((features,), weight_init, jnp.float32)
         self.bias = jnp.zeros((features,))
         self.num_groups = num_groups
         self.eps = eps

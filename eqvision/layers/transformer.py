@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqvision.layers.attention import Attention, Bias, Implementation, KeyMask
-from eqvision.layers.drop import LayerScale, drop_path, fold
+from eqvision.layers.drop import LayerScale, check_rate, drop_path, fold
 from eqvision.layers.init import xavier_uniform
 from eqvision.layers.linear import Initializer
 from eqvision.layers.mlp import MLP, Activation
@@ -129,6 +129,7 @@ class TransformerStack(eqx.Module):
         init: Initializer = xavier_uniform,
         key: PRNGKeyArray,
     ):
+        check_rate("drop_path", drop_path)
         if remat not in get_args(Remat):
             raise ValueError(f"remat {remat!r} is unknown; choose from {get_args(Remat)}")
 
