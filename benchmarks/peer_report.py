@@ -42,8 +42,9 @@ def row(job, results) -> Row:
     """All rounds of one job in one row."""
     runs = quiet_runs(results)
     wall, cpu, others = (timing.summarise(values) for values in zip(*runs, strict=True))
+    left_alone = [result for result in results if timing.is_quiet(timing.summarise(result.others).median)] or results
     trace, compile_s, rss = (
-        timing.summarise([getattr(result, name) for result in results]).median
+        timing.summarise([getattr(result, name) for result in left_alone]).median
         for name in ("trace_s", "compile_s", "peak_rss_bytes")
     )
     first = results[0]
@@ -58,7 +59,7 @@ def quiet_runs(results) -> list[tuple[float, float, float]]:
     The choice looks only at what other processes took, never at the time measured.
     """
     runs = [run for result in results for run in zip(result.wall, result.cpu, result.others, strict=True)]
-    quiet = [run for run in runs if not run[2] > timing.QUIET]
+    quiet = [run for run in runs if timing.is_quiet(run[2])]
     return quiet if len(quiet) >= 3 else runs
 
 

@@ -22,7 +22,7 @@ MALLOC_SETTINGS: dict[str, dict[str, str]] = {
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_TRIM_THRESHOLD_": str(2**34),
         "MALLOC_MMAP_THRESHOLD_": str(2**34),
-        "MALLOC_TOP_PAD_": str(2**26),
+        "MALLOC_TOP_PAD_": str(2**30),
     },
 }
 
@@ -102,13 +102,18 @@ def busy_s() -> float:
     return (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def wait_until_quiet(limit_s: float, share: float = QUIET) -> None:
-    """Return once other processes take less than ``share`` of the machine over a second, or after ``limit_s``."""
+def is_quiet(others: float) -> bool:
+    """Whether other processes left a timed call alone; yes where it is not known (nan)."""
+    return not others > QUIET
+
+
+def wait_until_quiet(limit_s: float) -> None:
+    """Return once other processes leave the machine alone for a second, or after ``limit_s``."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         before = busy_s()
         time.sleep(1)
-        if not (busy_s() - before) / os.cpu_count() >= share:
+        if is_quiet((busy_s() - before) / os.cpu_count()):
             return
 
 

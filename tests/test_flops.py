@@ -376,7 +376,7 @@ def test_program_refuses_before_counting(arguments, message, capsys):
 
 
 def test_impossible_image_size_names_the_model():
-    with pytest.raises(ValueError, match="not divisible by the patch size 14") as caught:
+    with pytest.raises(ValueError, match="not divisible by 14") as caught:
         count_model("vit_h14", 384)
     assert "while counting vit_h14 at 384 px" in caught.value.__notes__
 

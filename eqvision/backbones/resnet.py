@@ -163,6 +163,8 @@ def resnet(depth: int, *, in_channels: int = 3, zero_scale: bool = True, key: PR
     ``zero_scale`` starts each block's last batch norm at zero (Goyal et al. 2017), so that the block
     starts as its shortcut.
     """
+    if depth not in DEPTHS:
+        raise ValueError(f"a ResNet of depth {depth} does not exist; choose from {', '.join(map(str, DEPTHS))}")
     blocks, bottleneck = DEPTHS[depth]
     keys = iter(jax.random.split(key, sum(blocks) + 1))
     stem = ConvNorm(in_channels, 64, 7, stride=2, key=next(keys))

@@ -178,10 +178,14 @@ class Attention(eqx.Module):
         """Self-attention; with ``key_input`` cross-attention; values come from the keys unless given."""
         key_input = query if key_input is None else key_input
         value_input = key_input if value_input is None else value_input
+        # Flattened once: each Linear would else keep an equal copy of its input for the backward pass of a scan.
+        flat, batch = query.reshape(-1, query.shape[-1]), query.shape[0]
+        flat_key = flat if key_input is query else key_input.reshape(-1, key_input.shape[-1])
+        flat_value = flat_key if value_input is key_input else value_input.reshape(-1, value_input.shape[-1])
         mixed = attention(
-            self._heads(self.query(query)),
-            self._heads(self.key(key_input)),
-            self._heads(self.value(value_input)),
+            self._heads(self.query(flat), batch),
+            self._heads(self.key(flat_key), batch),
+            self._heads(self.value(flat_value), batch),
             bias=bias,
             key_mask=key_mask,
             causal=causal,
@@ -189,5 +193,5 @@ class Attention(eqx.Module):
         )
         return dropout(self.out(mixed.reshape(query.shape)), self.dropout, train=train, key=key)
 
-    def _heads(self, x: Float[Array, "b n d"]) -> Float[Array, "b n h e"]:
-        return x.reshape(*x.shape[:2], self.num_heads, -1)
+    def _heads(self, x: Float[Array, "bn d"], batch: int) -> Float[Array, "b n h e"]:
+        return x.reshape(batch, -1, self.num_heads, x.shape[-1] // self.num_heads)
