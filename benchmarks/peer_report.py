@@ -97,7 +97,8 @@ def markdown(table: Sequence[Row]) -> str:
             entry.malloc,
             number(entry.trace_s, 2),
             number(entry.compile_s, 2),
-            f"{entry.run_s:.4f} ± {entry.spread_s:.4f}",
+            f"{entry.run_s:.4f} ± {entry.spread_s:.4f}"
+            + ("" if timing.is_quiet(entry.others_share) else " (disturbed)"),
             number(entry.temp_bytes / 1e6, 0),
             number(entry.peak_rss_bytes / 1e6, 0),
             number(entry.run_s / ours.run_s if ours else math.nan, 2),
@@ -138,7 +139,8 @@ def header(load_before: tuple[float, ...], arguments: Sequence[str] | None) -> l
         f"Command: `{command}`",
         f"Allocator settings: {settings}.",
         "Run: median ± half the interquartile range over all rounds, of the runs during which other processes took at"
-        f" most {timing.QUIET:.0%} of the machine (of all, if fewer than three)."
+        f" most {timing.QUIET:.0%} of the machine (of all, if fewer than three:"
+        " then marked as disturbed, and no ratio to rely on)."
         " Temp: XLA's own figure. Run ratio: contestant / ours; build ratio: the same for trace + compile"
         " (for torch.compile, the first call less a later one).",
     ]

@@ -20,14 +20,11 @@ USAGE = """usage: eqvision COMMAND ...
 recipes: {recipes}
 Each command explains its options with --help."""
 
-# XLA on the CPU frees and faults in its buffers anew in every step under glibc's defaults: a fifth to a
-# quarter of a training step. These keep freed memory; they act only if set before the process starts.
-ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TOP_PAD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
-}
+# Under glibc's defaults XLA on the CPU gives its buffers back and faults them in anew in every step. Huge pages make
+# those faults few: training steps take a fifth to a quarter less time, at the same memory. Other settings that keep
+# freed memory gain no more and can double what larger models hold. It acts only if set before the process starts, and
+# needs glibc 2.35 and transparent huge pages set to madvise or always.
+ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def main(arguments: list[str] | None = None) -> None:

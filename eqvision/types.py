@@ -2,12 +2,11 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, Num, UInt8
 
 Images = Float[Array, "b h w c"]
 Tokens = Float[Array, "b n d"]
 Features = tuple[Float[Array, "b _ _ _"], ...]  # a pyramid: channels last, fine to coarse
-Key = PRNGKeyArray
 Labels = Int[Array, " b"] | Num[Array, "b k"]
 
 

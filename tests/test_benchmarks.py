@@ -232,6 +232,7 @@ class TestReport:
     def test_all_disturbed_runs_are_kept(self):
         row = peer_report.row(toy_job(), [result([1.0, 2.0, 3.0], [0.5, 0.5, 0.5])])
         assert (row.run_s, row.samples, row.others_share) == (2.0, 3, 0.5)
+        assert "| 2.0000 ± 0.5000 (disturbed) |" in peer_report.markdown([row])
 
 
 def multiply_adds(model, spec):

@@ -422,22 +422,35 @@ def execve(monkeypatch):
 
     monkeypatch.setattr(os, "execve", replace)
     monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "argv", ["/somewhere/eqvision/train.py", "digits", "--seed", "1"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "eqvision.train", "digits", "--seed", "1"])
     monkeypatch.delenv("EQVISION_ALLOCATOR")
     return calls
 
 
 def test_the_allocator_is_set_for_the_restart(execve, monkeypatch):
-    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     with pytest.raises(Replaced):
         cli._tune_allocator()
     [(program, arguments, environment)] = execve
     assert program == sys.executable
     assert arguments == [sys.executable, "-m", "eqvision.train", "digits", "--seed", "1"]
     assert environment["EQVISION_ALLOCATOR"] == "tuned"
-    assert environment["MALLOC_TOP_PAD_"] == str(2**30)
-    assert environment["MALLOC_ARENA_MAX"] == "4"  # what the user has set stays
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_what_the_user_has_set_for_the_allocator_stays(execve, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
+    with pytest.raises(Replaced):
+        cli._tune_allocator()
+    assert execve[0][2]["GLIBC_TUNABLES"] == "glibc.malloc.tcache_count=0"
+
+
+def test_a_program_that_calls_main_is_not_restarted(execve, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/notebook.py"])
+    cli._tune_allocator()
+    assert execve == []
 
 
 @pytest.mark.parametrize("value", ["tuned", "default"])
