@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Num, UInt8
 Images = Float[Array, "b h w c"]
 Tokens = Float[Array, "b n d"]
 Features = tuple[Float[Array, "b _ _ _"], ...]  # a pyramid: channels last, fine to coarse
-Labels = Int[Array, " b"] | Num[Array, "b k"]
+Labels = Num[Array, "b ..."]  # what shape fits is for losses and metrics to say, in words
 
 
 class ClassificationBatch(NamedTuple):

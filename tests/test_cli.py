@@ -84,7 +84,7 @@ def test_the_default_run_folder_bears_the_name_of_the_recipe(tmp_path, two_devic
 
     def train(config):
         configs.append(config)
-        return train_module.Result(Path(config.out), 0, {})
+        return train_module.Result(Path(config.out), 0, {}, 0)
 
     monkeypatch.setattr(train_module, "train", train)
     cli.main(["train", "digits", "--seed", "3"])

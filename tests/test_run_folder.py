@@ -72,6 +72,7 @@ def test_a_moved_run_folder_is_the_same_run(opened, tmp_path):
 
 def test_another_configuration_is_refused_with_the_differences(opened):
     config, folder = opened
+    MetricLog(folder).write(20, {"train/loss": 1.0})
     other = with_optimizer(with_loop(config, batch_size=32), learning_rate=0.5)
     with pytest.raises(RunFolderError) as caught:
         folder.open_for_training(other, NAMES, 3)
@@ -80,6 +81,13 @@ def test_another_configuration_is_refused_with_the_differences(opened):
     assert "optimizer.learning_rate: 0.003 -> 0.5" in message
     assert "momentum" not in message  # only what differs
     assert "--out" in message
+
+
+def test_a_run_that_failed_before_its_first_row_can_be_started_with_other_options(opened):
+    config, folder = opened
+    other = with_optimizer(config, learning_rate=0.5)
+    folder.open_for_training(other, NAMES, 3)
+    assert folder.config().optimizer.learning_rate == 0.5
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
