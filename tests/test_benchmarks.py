@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import flops, peer_report, peers, throughput, timing
 from benchmarks.peer_models.specs import PARAMETERS, SPECS, TOY_SPECS
+from eqvision.counting import count
 
 INFERENCE_COLUMNS = [
     "model",
@@ -238,7 +239,7 @@ class TestReport:
 def multiply_adds(model, spec):
     size = (spec.image_size, spec.image_size)
     images = jnp.zeros((1, 3, *size) if model.channels_first else (1, *size, 3))
-    return flops.count(model.evaluate, model.params, model.state, images).macs
+    return count(model.evaluate, model.params, model.state, images).macs
 
 
 @pytest.mark.parity
