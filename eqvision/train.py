@@ -95,7 +95,7 @@ def train(config: TrainConfig) -> Result:
 
     folder = RunFolder(config.out)
     folder.open_for_training(config, source.class_names, num_classes)
-    with Checkpoints(folder.checkpoints, keep=config.loop.keep_checkpoints) as checkpoints:
+    with Checkpoints(folder.checkpoints, keep=config.checkpoint.keep_last) as checkpoints:
         first = checkpoints.latest_step() or 0
         state = checkpoints.restore(first, state) if first else state
         run = _Run(config, task, source, schedule, mesh, first, total, per_epoch)
@@ -173,7 +173,7 @@ def _loop(
 ) -> Evaluation:
     loop = run.config.loop
     eval_every = loop.eval_every or run.per_epoch
-    save_every = loop.checkpoint_every or eval_every
+    save_every = run.config.checkpoint.every or eval_every
     evaluation = None
     with _feed(run) as feed, Progress(run.first, run.total, loop.batch_size) as progress:
         window = _Window(run, feed)

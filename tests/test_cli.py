@@ -15,6 +15,7 @@ from toy import NAMES, toy_images, toy_labels, write_folder, write_npz
 import eqvision.predict as predict_module
 import eqvision.train as train_module
 from eqvision import cli, list_models
+from eqvision.commands import train as train_command
 from eqvision.mesh import make_mesh
 from eqvision.recipes import RECIPES, TrainConfig
 
@@ -431,7 +432,7 @@ def execve(monkeypatch):
 def test_the_allocator_is_set_for_the_restart(execve, monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     with pytest.raises(Replaced):
-        cli._tune_allocator()
+        train_command.tune_allocator()
     [(program, arguments, environment)] = execve
     assert program == sys.executable
     assert arguments == [sys.executable, "-m", "eqvision.train", "digits", "--seed", "1"]
@@ -443,27 +444,27 @@ def test_the_allocator_is_set_for_the_restart(execve, monkeypatch):
 def test_what_the_user_has_set_for_the_allocator_stays(execve, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
     with pytest.raises(Replaced):
-        cli._tune_allocator()
+        train_command.tune_allocator()
     assert execve[0][2]["GLIBC_TUNABLES"] == "glibc.malloc.tcache_count=0"
 
 
 def test_a_program_that_calls_main_is_not_restarted(execve, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/notebook.py"])
-    cli._tune_allocator()
+    train_command.tune_allocator()
     assert execve == []
 
 
 @pytest.mark.parametrize("value", ["tuned", "default"])
 def test_there_is_no_second_restart(execve, monkeypatch, value):
     monkeypatch.setenv("EQVISION_ALLOCATOR", value)
-    cli._tune_allocator()
+    train_command.tune_allocator()
     assert execve == []
 
 
 def test_other_platforms_and_devices_do_not_restart(execve, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "darwin")
-        cli._tune_allocator()
+        train_command.tune_allocator()
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    cli._tune_allocator()
+    train_command.tune_allocator()
     assert execve == []

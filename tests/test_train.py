@@ -21,6 +21,7 @@ from toy import (
     toy_config,
     toy_images,
     toy_labels,
+    with_checkpoint,
     with_loop,
     with_optimizer,
     write_folder,
@@ -103,7 +104,7 @@ def test_the_run_folder_holds_what_the_documentation_says(finished):
         "predictions.png",
         "result.json",
     }
-    assert saved_steps(config) == [8, 12, 16, 20, 24]  # keep_checkpoints=5
+    assert saved_steps(config) == [8, 12, 16, 20, 24]  # keep_last=5
 
 
 def test_one_row_per_logged_step(finished):
@@ -212,7 +213,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(npz, tmp_path, mon
 
 def test_a_checkpoint_is_the_state_of_its_step_though_training_goes_on(npz, tmp_path, monkeypatch, two_devices):
     """Checkpoints are written in the background while the next steps reuse the memory of the state."""
-    config = with_loop(toy_config(tmp_path / "run", npz), checkpoint_every=1, keep_checkpoints=12)
+    config = with_checkpoint(toy_config(tmp_path / "run", npz), every=1, keep_last=12)
     copies, save = {}, Checkpoints.save
 
     def copying(self, step, state):
@@ -373,7 +374,7 @@ def test_an_absurd_learning_rate_stops_the_run_within_the_log_window(npz, tmp_pa
 
 
 def test_no_checkpoint_follows_a_loss_that_is_not_finite(npz, tmp_path, monkeypatch, two_devices):
-    config = with_loop(toy_config(tmp_path / "run", npz), checkpoint_every=1)
+    config = with_checkpoint(toy_config(tmp_path / "run", npz), every=1)
     inject_nan(monkeypatch, at_step=3, into="loss")
     with pytest.raises(DivergedError, match="the loss is nan at step 3"):
         train(config)
@@ -383,7 +384,7 @@ def test_no_checkpoint_follows_a_loss_that_is_not_finite(npz, tmp_path, monkeypa
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(npz, tmp_path, monkeypatch, two_devices):
     """The loss of that step is fine, its update is not: the parameters it leaves must not become a checkpoint."""
-    config = with_loop(toy_config(tmp_path / "run", npz), checkpoint_every=1)
+    config = with_checkpoint(toy_config(tmp_path / "run", npz), every=1)
     inject_nan(monkeypatch, at_step=3, into="gradient")
     with pytest.raises(DivergedError, match="the norm of the gradient is nan at step 3"):
         train(config)

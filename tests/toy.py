@@ -11,6 +11,7 @@ from eqvision.checkpoint import Checkpoints
 from eqvision.mesh import make_mesh
 from eqvision.optim import make_optimizer, make_schedule
 from eqvision.recipes import (
+    CheckpointConfig,
     DataConfig,
     LoopConfig,
     ModelConfig,
@@ -71,12 +72,17 @@ def toy_config(out: Path, data: Path, *, model: str = "small_cnn", kind: str = "
         data=DataConfig(kind="arrays", path=str(data), transform="digits"),
         optimizer=OptimizerConfig(learning_rate=3e-3),
         schedule=ScheduleConfig(warmup_steps=2),
-        loop=LoopConfig(epochs=4.0, batch_size=16, eval_batch_size=16, log_every=3, eval_every=4, keep_checkpoints=5),
+        loop=LoopConfig(epochs=4.0, batch_size=16, eval_batch_size=16, log_every=3, eval_every=4),
+        checkpoint=CheckpointConfig(keep_last=5),
     )
 
 
 def with_loop(config: TrainConfig, **changes) -> TrainConfig:
     return dataclasses.replace(config, loop=dataclasses.replace(config.loop, **changes))
+
+
+def with_checkpoint(config: TrainConfig, **changes) -> TrainConfig:
+    return dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, **changes))
 
 
 def with_optimizer(config: TrainConfig, **changes) -> TrainConfig:

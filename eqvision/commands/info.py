@@ -1,0 +1,36 @@
+"""``eqvision info MODEL``: counts and shapes of a model."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from eqvision.commands.arguments import parse
+
+
+@dataclass(frozen=True)
+class InfoOptions:
+    """Parameters, multiply-adds, activations and feature shapes of a model; nothing is allocated."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """Name in the zoo."""
+    image_size: int = 224
+    """Height and width in pixels."""
+    num_classes: int = 1000
+    """Outputs of the head."""
+    in_channels: int = 3
+    """Channels of the images."""
+
+
+def run(arguments: list[str]) -> None:
+    options = parse(InfoOptions, arguments, "eqvision info")
+    from eqvision.info import describe
+
+    print(
+        describe(
+            options.model,
+            image_size=options.image_size,
+            num_classes=options.num_classes,
+            in_channels=options.in_channels,
+        )
+    )
