@@ -65,6 +65,8 @@ class Head(Protocol):
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b ... k"], eqx.nn.State]: ...
 
+    def pooled(self, features: Any) -> Float[Array, "b ... d"]: ...
+
     def reset(self, num_classes: int, *, key: PRNGKeyArray) -> "Head": ...
 
 
@@ -78,10 +80,21 @@ class Classifier(eqx.Module):
     def __call__(
         self, images: Images, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "b ... k"], eqx.nn.State]:
+        features, state = self.features(images, state, train=train, key=key)
+        return self.head(features, state, train=train, key=fold(key, 2))
+
+    def features(
+        self, images: Images, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[Features | TokenFeatures, eqx.nn.State]:
+        """What the head is given: the output of the neck, or of the backbone where there is none."""
         features, state = self.backbone(images, state, train=train, key=fold(key, 0))
         if self.neck is not None:
             features, state = self.neck(features, state, train=train, key=fold(key, 1))
-        return self.head(features, state, train=train, key=fold(key, 2))
+        return features, state
+
+    def pooled(self, images: Images, state: eqx.nn.State) -> Float[Array, "b ... d"]:
+        """What the head's last linear layer reads, in inference and in float32: the features of a frozen model."""
+        return self.head.pooled(self.features(images, state)[0])
 
     def intermediates(
         self, images: Images, state: eqx.nn.State, layers: tuple[int, ...]

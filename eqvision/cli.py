@@ -24,6 +24,8 @@ USAGE = """usage: eqvision COMMAND ...
 recipes: {recipes}
 Each command explains its options with --help."""
 
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
+
 COMMANDS = [  # eqvision/commands/NAME.py
     "train",
     "eval",
@@ -41,7 +43,10 @@ COMMANDS = [  # eqvision/commands/NAME.py
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point; errors that the user can mend are printed without a trace and exit with code 2."""
+    """Entry point; errors that the user can mend are printed without a trace and exit with code 2.
+
+    A run that was asked to stop (SIGTERM, Ctrl-C) exits with code 75 when its state is saved.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in ("-h", "--help"):
@@ -54,6 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has gone: nothing more can be printed, at exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _stopped() as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(EXIT_STOPPED) from None
     except _expected_errors() as error:
         if os.environ.get("EQVISION_TRACEBACK"):
             raise
@@ -62,11 +70,18 @@ def main(arguments: list[str] | None = None) -> None:
         fail(f"{error.args[0] if isinstance(error, KeyError) else error}{notes}")
 
 
+def _stopped() -> type[Exception]:
+    from eqvision.signals import StoppedError
+
+    return StoppedError
+
+
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors about what was given. Anything else is a defect and shows its trace."""
+    from eqvision.checkpoint import CheckpointError
     from eqvision.data import CorruptImageError
     from eqvision.run_folder import RunFolderError
-    from eqvision.train import DivergedError
+    from eqvision.window import DivergedError
 
     return (
         ValueError,
@@ -74,6 +89,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         NotADirectoryError,
         KeyError,
         CorruptImageError,
+        CheckpointError,
         RunFolderError,
         DivergedError,
     )

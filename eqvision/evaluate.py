@@ -39,6 +39,10 @@ class Evaluation:
     samples: Samples
 
 
+class StoppedEvaluation(Exception):  # noqa: N818  (no error: the caller asked for it)
+    """The evaluation was left unfinished on request."""
+
+
 class Evaluator:
     """``evaluator(model, stats)`` runs the split; compiled once."""
 
@@ -46,12 +50,17 @@ class Evaluator:
         self._config, self._task, self._source, self._mesh = config, task, source, mesh
         self._step = make_eval_step(task, mesh, config)
 
-    def __call__(self, model: Classifier, stats: eqx.nn.State) -> Evaluation:
+    def __call__(
+        self, model: Classifier, stats: eqx.nn.State, *, stop: Callable[[], bool] = lambda: False
+    ) -> Evaluation:
+        """Raises StoppedEvaluation as soon as ``stop()`` says so."""
         sums: dict[str, Any] = {}
         samples, host = [], self._task.host_metrics()
         wanted = np.linspace(0, len(self._source) - 1, min(NUM_SAMPLES, len(self._source))).round().astype(int)
         with device_feed(self._stream(), NamedSharding(self._mesh, P("data"))) as feed:
             for batch in feed:
+                if stop():
+                    raise StoppedEvaluation
                 batch_sums, outputs = self._step(batch, model, stats)
                 sums = merge(sums, batch_sums) if sums else batch_sums
                 samples.append(_samples(batch, outputs, wanted))

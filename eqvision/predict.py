@@ -1,6 +1,7 @@
 """A finished or running run, used: restore its model, label images, draw the labels on them, evaluate again."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,21 +9,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Shaped, UInt8
 
 from eqvision.checkpoint import Checkpoints
 from eqvision.classifiers import Classifier
 from eqvision.data import decode_image, eval_transform, normalize
-from eqvision.evaluate import Evaluation, Evaluator
+from eqvision.evaluate import Evaluator
+from eqvision.evaluators import check_evaluators, run_evaluators
 from eqvision.mesh import make_mesh
 from eqvision.optim import make_optimizer, make_schedule
 from eqvision.recipes import TrainConfig
 from eqvision.run_folder import RunFolder, RunFolderError
 from eqvision.setup import check_targets, load_source
 from eqvision.tasks import make_task
-from eqvision.train import initial_state
+from eqvision.state import abstract_state
+
+CLASSIFICATION = "classification"  # the evaluator that is no measure of frozen features
 
 
 class Run(NamedTuple):
@@ -45,38 +49,58 @@ class Prediction(NamedTuple):
 
 
 def load_run(path: str | Path) -> Run:
-    """The newest checkpoint of a run folder.
+    """The newest good checkpoint of a run folder; the average of the parameters, where the run keeps one.
 
-    Raises RunFolderError where the folder is none, or holds no checkpoint yet.
+    Raises RunFolderError where the folder is none, or holds no checkpoint yet, and CheckpointError.
     """
     folder = RunFolder(path)
     config, class_names = folder.config(), folder.class_names()
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, config.optimizer.learning_rate, 1))
-    with Checkpoints(folder.checkpoints) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise RunFolderError(f"{folder.path} holds no checkpoint yet; let the run reach its first evaluation")
-        mesh = make_mesh(1)
-        num_classes = folder.read()["num_classes"]
-        state = checkpoints.restore(step, initial_state(config, num_classes, optimizer, mesh))
-    return Run(config, class_names, state.model, state.stats, step)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, config.optimizer.learning_rate, 1_000_000))
+    like = abstract_state(config, folder.read()["num_classes"], optimizer, make_mesh(num_devices=1))
+    restored = Checkpoints(folder.checkpoints).restore_newest(like)
+    if restored is None:
+        raise RunFolderError(f"{folder.path} holds no checkpoint yet; let the run reach its first evaluation")
+    state = restored.state
+    return Run(config, class_names, state.evaluated, state.stats, restored.record.step)
 
 
-def evaluate_run(path: str | Path, *, data_path: str | None = None, split: str | None = None) -> Evaluation:
-    """Evaluate the newest checkpoint on the run's own test split, or on another folder or split of the same classes."""
-    run = load_run(path)
+def evaluate_run(
+    path: str | Path,
+    *,
+    data_path: str | None = None,
+    split: str | None = None,
+    evaluators: Sequence[str] = (CLASSIFICATION,),
+) -> dict[str, float]:
+    """Metrics of the newest checkpoint, such as ``test/accuracy``, on the run's test split or on another split or path.
+
+    ``classification`` gives what the run itself reports, on images of its classes. The others, linear_probe, few_shot
+    and knn, are fitted to the features of the training split, where ``data_path`` is also looked for; its classes may
+    be others. Raises UnknownNameError for other names, and what sources raise.
+    """
+    run, folder = load_run(path), RunFolder(path)
     data = run.config.data
-    data = dataclasses.replace(data, path=data.path if data_path is None else data_path)
+    given = {"path": data_path or data.path, "test_split": split or data.test_split}
+    data = dataclasses.replace(data, **given, mixture={} if data_path else data.mixture)
     # This machine may have other devices than the run had; metrics do not depend on the size of a batch.
     size = -(-run.config.loop.eval_batch_size // jax.device_count()) * jax.device_count()
     loop = dataclasses.replace(run.config.loop, eval_batch_size=size)
-    config = dataclasses.replace(run.config, data=data, loop=loop)
-    task = make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
-    source = load_source(config, split or data.test_split, run.class_names)
-    check_targets(config, source, RunFolder(path).read()["num_classes"])
+    run = run._replace(config=dataclasses.replace(run.config, data=data, loop=loop))
+    frozen = [name for name in evaluators if name != CLASSIFICATION]
+    check_evaluators(frozen, run.config)
     mesh = make_mesh()
     model, stats = jax.device_put((run.model, run.stats), NamedSharding(mesh, P()))
-    return Evaluator(config, task, source, mesh)(model, stats)
+    run = run._replace(model=model, stats=stats)
+    own = _classification(run, folder, mesh) if CLASSIFICATION in evaluators else {}
+    return own | run_evaluators(frozen, model, stats, run.config, folder, run.step, mesh)
+
+
+def _classification(run: Run, folder: RunFolder, mesh: Mesh) -> dict[str, float]:
+    config = run.config
+    task = make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
+    source = load_source(config, config.data.test_split, run.class_names)
+    check_targets(config, source, folder.read()["num_classes"])
+    metrics = Evaluator(config, task, source, mesh)(run.model, run.stats).metrics
+    return {f"test/{name}": value for name, value in metrics.items()}
 
 
 def predict(run: Run, paths: list[Path], *, top: int = 5, batch_size: int = 32) -> list[Prediction]:

@@ -6,14 +6,35 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import yaml
 
 from eqvision.recipes import TrainConfig, difference, from_dict, to_dict
 
 Row = dict[str, int | float]  # one line of the metrics: the step, and values by name
+
+
+# Options that decide how a run is executed, watched and kept, and not what it computes (but for rounding).
+HARMLESS = (
+    "out:",
+    "allow_config_change:",
+    "checkpoint.",
+    "eval.",
+    "log.",
+    "mesh.",
+    "data.num_threads:",
+    "data.num_workers:",
+    "loop.eval_batch_size:",
+    "loop.eval_every:",
+    "loop.log_every:",
+    "model.attention:",
+    "model.remat:",
+    "model.unroll:",
+)
 
 
 class RunFolderError(RuntimeError):
@@ -35,6 +56,8 @@ class RunFolder:
 
         Raises RunFolderError that lists the differences, or for a folder that holds something else.
         """
+        if jax.process_index():  # one process looks after the folder
+            return
         if not self.config_file.exists():
             if self.path.exists() and any(self.path.iterdir()):
                 raise RunFolderError(
@@ -43,16 +66,27 @@ class RunFolder:
                 )
             self._write_config(config, class_names, num_classes)
             return
-        new = {**to_dict(config), "out": ""}
-        lines = difference({**self.read()["config"], "out": ""}, json.loads(json.dumps(new)))
-        if lines and not self.checkpoints.exists() and not read_rows(self):
-            self._write_config(config, class_names, num_classes)  # a run that failed before it did anything
-        elif lines:
+        self._reopen(config, class_names, num_classes)
+
+    def _reopen(self, config: TrainConfig, class_names: tuple[str, ...], num_classes: int) -> None:
+        """Resume, if the configuration is the same but for what cannot change the run's numbers."""
+        lines = difference(self.read()["config"], json.loads(json.dumps(to_dict(config))))
+        unsafe = [line for line in lines if not line.startswith(HARMLESS)]
+        untouched = not self.checkpoints.exists() and not read_rows(self)  # it failed before it did anything
+        if unsafe and not untouched and not config.allow_config_change:
             raise RunFolderError(
                 f"{self.path} holds a run with another configuration; nothing was changed. It differs in\n  "
-                + "\n  ".join(lines)
-                + "\nChoose another folder with --out, or repeat the run's own options to resume it."
+                + "\n  ".join(unsafe)
+                + "\nChoose another folder with --out, repeat the run's own options to resume it, or go on with the new "
+                "ones with --allow-config-change True."
             )
+        changes = self.read().get("changes", [])
+        lines = [line for line in lines if not line.startswith(("out:", "allow_config_change:"))]
+        if lines and not untouched:
+            print("resumes with other options:\n  " + "\n  ".join(lines), file=sys.stderr)
+            changes = [*changes, lines]
+        if lines:
+            self._write_config(config, class_names, num_classes, changes)
 
     def read(self) -> dict[str, Any]:
         """config.yaml. Raises RunFolderError where there is none."""
@@ -66,7 +100,9 @@ class RunFolder:
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.read()["class_names"])
 
-    def _write_config(self, config: TrainConfig, class_names: tuple[str, ...], num_classes: int) -> None:
+    def _write_config(
+        self, config: TrainConfig, class_names: tuple[str, ...], num_classes: int, changes: Sequence[list[str]] = ()
+    ) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         content = {
             "config": to_dict(config),
@@ -75,6 +111,7 @@ class RunFolder:
             "command": " ".join(sys.argv),
             "versions": versions(),
             "git": git_commit(),
+            **({"changes": list(changes)} if changes else {}),
         }
         temporary = self.config_file.with_suffix(".tmp")
         temporary.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -128,12 +165,16 @@ class MetricLog:
         return list(dict.fromkeys(name for row in self._rows for name in row))
 
     def _append(self, row: Row) -> None:
+        if jax.process_index():
+            return
         with self._folder.metrics_csv.open("a", newline="") as file:
             csv.DictWriter(file, self._columns(), restval="").writerow(row)
         with self._folder.metrics_jsonl.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def _rewrite(self) -> None:
+        if jax.process_index():
+            return
         temporary = self._folder.metrics_csv.with_suffix(".csv.tmp")
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns(), restval="")

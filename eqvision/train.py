@@ -5,58 +5,37 @@ the data position is the step, schedules read the step: a run that is stopped an
 it had not been stopped.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, NoReturn
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
 
-from eqvision.checkpoint import Checkpoints
-from eqvision.classifiers import Classifier
-from eqvision.data import DeviceFeed, Source, device_feed, normalize, train_stream, train_transform
+from eqvision.checkpoint import Checkpoints, Record, Restored
+from eqvision.data import DeviceFeed, Source, device_feed, train_stream, train_transform
 from eqvision.data.stream import steps_per_epoch
-from eqvision.evaluate import Evaluation, Evaluator
-from eqvision.losses import weighted_mean
-from eqvision.mesh import check_batch_size, make_mesh
+from eqvision.distributed import initialise, is_main_process
+from eqvision.evaluate import Evaluation, Evaluator, StoppedEvaluation
+from eqvision.evaluators import run_evaluators
+from eqvision.finetune import load_teacher, start_from
+from eqvision.loggers import Loggers, open_loggers
+from eqvision.mesh import BATCH, check_batch_size, make_mesh
 from eqvision.optim import make_optimizer, make_schedule
 from eqvision.progress import Progress
-from eqvision.recipes import TrainConfig
+from eqvision.recipes import TrainConfig, to_dict
 from eqvision.report import write_report
-from eqvision.run_folder import MetricLog, RunFolder
+from eqvision.run_folder import MetricLog, RunFolder, versions
 from eqvision.setup import build_model, check_targets, load_source, num_outputs
+from eqvision.signals import StoppedError, StopSignals
+from eqvision.state import TrainState, abstract_state, first_state
+from eqvision.step import CompiledStep, make_step
 from eqvision.tasks import Task, make_task
 from eqvision.types import ClassificationBatch
-
-
-class TrainState(eqx.Module):
-    """All that changes in a run."""
-
-    model: Classifier
-    stats: eqx.nn.State
-    opt_state: optax.OptState
-    step: Int[Array, ""]
-
-
-class StepLog(NamedTuple):
-    """What a step reports; it stays on the device until the log step."""
-
-    loss: Float[Array, ""]
-    grad_norm: Float[Array, ""]
-
-
-Step = Callable[[ClassificationBatch, TrainState], tuple[TrainState, StepLog]]
-
-
-class DivergedError(RuntimeError):
-    """The loss or its gradient is not finite."""
+from eqvision.window import RunFacts, Window
 
 
 @dataclass(frozen=True)
@@ -69,191 +48,215 @@ class Result:
     num_skipped: int
 
 
-def train(config: TrainConfig) -> Result:
-    """Run a recipe to its end, from its last checkpoint where the run folder has one.
+class Setup(NamedTuple):
+    """What a configuration stands for; all of it is the same whenever the run is started."""
 
-    Raises RunFolderError, DivergedError, and what sources and models raise for input that does not fit.
-    """
-    if not config.out:
-        raise ValueError("config.out is empty; name the run folder, for instance runs/my_run")
-    mesh = make_mesh()
+    config: TrainConfig
+    mesh: Mesh
+    task: Task
+    source: Source
+    test_source: Source
+    num_classes: int
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    per_epoch: int
+    total: int
+
+    @property
+    def metric(self) -> str:
+        """The metric by which checkpoints are best."""
+        return self.config.checkpoint.metric or f"test/{self.task.headline}"
+
+
+def set_up(config: TrainConfig) -> Setup:
+    """Read the data and check that everything fits together, before anything is computed or written."""
+    mesh = make_mesh(config.mesh)
     check_batch_size("loop.batch_size", config.loop.batch_size, mesh)
     check_batch_size("loop.eval_batch_size", config.loop.eval_batch_size, mesh)
-
     task = make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
-    source = load_source(config, config.data.train_split)
+    source = load_source(config, config.data.train_split, train=True)
     test_source = load_source(config, config.data.test_split)
     num_classes = num_outputs(config, source)
     for each in (source, test_source):
         check_targets(config, each, num_classes)
-
     per_epoch = steps_per_epoch(source, config.loop.batch_size)
     total = max(1, round(config.loop.epochs * per_epoch))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, total)
     optimizer = make_optimizer(config.optimizer, schedule)
-    state = initial_state(config, num_classes, optimizer, mesh)
-
-    folder = RunFolder(config.out)
-    folder.open_for_training(config, source.class_names, num_classes)
-    with Checkpoints(folder.checkpoints, keep=config.checkpoint.keep_last) as checkpoints:
-        first = checkpoints.latest_step() or 0
-        state = checkpoints.restore(first, state) if first else state
-        run = _Run(config, task, source, schedule, mesh, first, total, per_epoch)
-        log = MetricLog(folder, resume_step=first)
-        evaluator = Evaluator(config, task, test_source, mesh)
-        step = make_step(task, optimizer, mesh, config)
-        evaluation = _loop(run, step, state, evaluator, log, checkpoints)
-    write_report(folder, log.rows, evaluation, source.class_names, task)
-    return Result(folder.path, total, evaluation.metrics, source.num_skipped + test_source.num_skipped)
+    return Setup(config, mesh, task, source, test_source, num_classes, schedule, optimizer, per_epoch, total)
 
 
-def initial_state(
-    config: TrainConfig, num_classes: int, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """The state of step 0, replicated over the mesh."""
-    model, stats = build_model(config, num_classes)
-    state = TrainState(model, stats, optimizer.init(cast(optax.Params, model)), jnp.zeros((), jnp.int32))
-    return jax.device_put(state, NamedSharding(mesh, P()))
+def train(config: TrainConfig) -> Result:
+    """Run a recipe to its end, from its last good checkpoint where the run folder has one.
 
-
-def make_step(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, config: TrainConfig) -> Step:
-    """One update on a global batch, compiled at the first call; the state's memory is reused.
-
-    Inside ``shard_map`` each device sees its rows. The loss divides sums that are taken over all devices, and the
-    gradient of replicated parameters is summed over them by ``shard_map`` itself: one device and eight agree.
+    Raises RunFolderError, CheckpointError, DivergedError, StoppedError (after SIGTERM or Ctrl-C, with the state saved),
+    and what sources and models raise for input that does not fit.
     """
-    dtype = jnp.dtype(config.loop.compute_dtype)
-
-    def step(batch: ClassificationBatch, state: TrainState) -> tuple[TrainState, StepLog]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
-        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
-        images = jnp.asarray(normalize(batch.images, config.data.mean, config.data.std), dtype)
-
-        def loss_of(model: Classifier) -> tuple[Float[Array, ""], eqx.nn.State]:
-            outputs, stats = model(images, state.stats, train=True, key=key)
-            return weighted_mean(*task.loss(outputs, batch)), stats
-
-        (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.model)
-        updates, opt_state = optimizer.update(grads, state.opt_state, cast(optax.Params, state.model))
-        model = eqx.apply_updates(state.model, updates)
-        return TrainState(model, stats, opt_state, state.step + 1), StepLog(loss, optax.tree.norm(grads))
-
-    sharded = jax.shard_map(step, mesh=mesh, in_specs=(P("data"), P()), out_specs=P())
-    return _compiled_on_first_call(eqx.filter_jit(sharded, donate="all-except-first"))
-
-
-def _compiled_on_first_call(function: Callable) -> Step:
-    """Ahead-of-time compiled: the compiled object does not wait for its result, as calling ``filter_jit`` does."""
-    compiled = None
-
-    def call(batch: ClassificationBatch, state: TrainState) -> tuple[TrainState, StepLog]:
-        nonlocal compiled
-        if compiled is None:
-            compiled = function.lower(batch, state).compile()
-        return compiled(batch, state)
-
-    return call
+    if not config.out:
+        raise ValueError("config.out is empty; name the run folder, for instance runs/my_run")
+    initialise(config.mesh)
+    setup = set_up(config)
+    folder = RunFolder(config.out)
+    folder.open_for_training(config, setup.source.class_names, setup.num_classes)
+    lower = any(word in setup.metric for word in ("loss", "error"))
+    with (
+        StopSignals() as stop,
+        Checkpoints(folder.checkpoints, config.checkpoint, lower_is_better=lower) as checkpoints,
+    ):
+        checkpoints.clean()
+        begun = begin(setup, checkpoints)
+        log = MetricLog(folder, resume_step=begun.record.step)
+        with open_loggers(config, folder, begun.record.step) as loggers:
+            evaluation = _Loop(setup, begun, checkpoints, log, loggers, stop, folder).run()
+    if is_main_process():
+        write_report(folder, log.rows, evaluation, setup.source.class_names, setup.task)
+    return Result(
+        folder.path, setup.total, evaluation.metrics, setup.source.num_skipped + setup.test_source.num_skipped
+    )
 
 
-class _Run(NamedTuple):
-    """What stays the same during the loop."""
-
-    config: TrainConfig
-    task: Task
-    source: Source
-    schedule: optax.Schedule
-    mesh: Mesh
-    first: int
-    total: int
-    per_epoch: int
+def begin(setup: Setup, checkpoints: Checkpoints) -> Restored[TrainState]:
+    """The newest good checkpoint, else the state of step 0."""
+    config, like = setup.config, (setup.num_classes, setup.optimizer, setup.mesh)
+    restored = checkpoints.restore_newest(abstract_state(config, *like), set_aside=True)
+    if restored is not None:
+        return restored
+    return Restored(first_of_run(setup), Record(0))
 
 
-def _loop(
-    run: _Run, step: Step, state: TrainState, evaluator: Evaluator, log: MetricLog, checkpoints: Checkpoints
-) -> Evaluation:
-    loop = run.config.loop
-    eval_every = loop.eval_every or run.per_epoch
-    save_every = run.config.checkpoint.every or eval_every
-    evaluation = None
-    with _feed(run) as feed, Progress(run.first, run.total, loop.batch_size) as progress:
-        window = _Window(run, feed)
-        for number in range(run.first + 1, run.total + 1):
-            batch = next(feed)
-            state, step_log = step(batch, state)
-            window.add(step_log, batch.indices)
-            last = number == run.total
-            evaluate_now, save_now = number % eval_every == 0 or last, number % save_every == 0 or last
-            # The window ends wherever a resumed run may begin, so that both write the same rows.
-            if number % loop.log_every == 0 or evaluate_now or save_now:
-                log.write(number, progress.update(number, window.flush(number), feed.wait_seconds))
-            if evaluate_now:
-                evaluation = evaluator(state.model, state.stats)
-                log.write(number, {f"test/{name}": value for name, value in evaluation.metrics.items()})
-                progress.note(number, evaluation.metrics, run.task.headline)
-            if save_now:
-                checkpoints.save(number, state)
-    return evaluation if evaluation is not None else evaluator(state.model, state.stats)
+def first_of_run(setup: Setup) -> TrainState:
+    """The state of step 0: fresh parameters, or those of ``config.init``."""
+    model, stats = build_model(setup.config, setup.num_classes)
+    if setup.config.init:
+        model, stats = start_from(setup.config.init, model, stats)
+    return first_state(model, stats, setup.config, setup.optimizer, setup.mesh)
 
 
-def _feed(run: _Run) -> DeviceFeed:
-    config = run.config
-    stream = train_stream(
-        run.source,
+def training_stream(setup: Setup, start_step: int) -> Iterator[ClassificationBatch]:
+    """This process's rows of every batch from ``start_step`` on."""
+    data, config = setup.config.data, setup.config
+    return train_stream(
+        setup.source,
         batch_size=config.loop.batch_size,
         seed=config.seed,
-        transform=train_transform(config.data.transform, config.model.image_size, config.data.interpolation),
-        num_threads=config.data.num_threads,
-        start_step=run.first,
+        transform=train_transform(data.transform, config.model.image_size, data.interpolation, config.augment),
+        repeats=config.augment.repeats,
+        num_threads=data.num_threads,
+        num_workers=data.num_workers,
+        start_step=start_step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return device_feed(stream, NamedSharding(run.mesh, P("data")))
 
 
-class _Window:
-    """The steps since the last row of the log; fetched from the device together, so that steps do not wait."""
+class _Loop:
+    """The steps from where the run begins to its end, with what is written on the way."""
 
-    def __init__(self, run: _Run, feed: DeviceFeed):
-        self._run, self._feed = run, feed
-        self._logs: list[StepLog] = []
-        self._indices: list[Int[Array, " b"]] = []
+    def __init__(
+        self,
+        setup: Setup,
+        begun: Restored[TrainState],
+        checkpoints: Checkpoints,
+        log: MetricLog,
+        loggers: Loggers,
+        stop: StopSignals,
+        folder: RunFolder,
+    ):
+        self.setup, self.config, self.stop = setup, setup.config, stop
+        self.state, self.first = begun.state, begun.record.step
+        self.history, self.unevaluated = dict(begun.record.history), begun.record.unevaluated
+        self.checkpoints, self.log, self.loggers, self.folder = checkpoints, log, loggers, folder
+        self.facts = RunFacts(setup.source, setup.schedule, setup.per_epoch, folder.path)
+        self.window = Window(self.facts, begun.record.window)
+        self.evaluator = Evaluator(self.config, setup.task, setup.test_source, setup.mesh)
+        self.evaluation: Evaluation | None = None
 
-    def add(self, log: StepLog, indices: Int[Array, " b"]) -> None:
-        self._logs.append(log)
-        self._indices.append(indices)
-
-    def flush(self, last: int) -> dict[str, float]:
-        """Means over the window. Raises DivergedError, naming the first step whose loss or gradient is not finite."""
-        logs = jax.device_get(self._logs)
-        first = last - len(logs) + 1
-        for offset, log in enumerate(logs):
-            # Of the gradient too: a finite loss may leave NaN parameters, which must not become a checkpoint.
-            for what, value in (("loss", log.loss), ("norm of the gradient", log.grad_norm)):
-                if not np.isfinite(value):
-                    what = f"the {what} is {value}"
-                    raise DivergedError(self._diverged(first + offset, what, self._indices[offset]))
-        self._logs, self._indices = [], []
-        return {
-            "train/loss": float(np.mean([log.loss for log in logs])),
-            "train/grad_norm": float(np.mean([log.grad_norm for log in logs])),
-            "train/learning_rate": self._learning_rate(last),
-            "train/epoch": last / self._run.per_epoch,
-        }
-
-    def _learning_rate(self, step: int) -> float:
-        """The rate that step used: optax counts updates from 0, and the log counts them from 1."""
-        return np.asarray(self._run.schedule(step - 1)).item()
-
-    def _diverged(self, step: int, what: str, indices: Int[Array, " b"]) -> str:
-        rate = self._learning_rate(step)
-        rows = np.concatenate([np.asarray(shard.data) for shard in indices.addressable_shards])
-        names = [self._run.source.describe(int(index)) for index in rows[:3]]
+    def run(self) -> Evaluation:
+        teacher = load_teacher(self.config, self.setup.mesh)
+        step = make_step(
+            self.setup.task, self.setup.optimizer, self.setup.mesh, self.config, self.setup.num_classes, teacher
+        )
+        stream, layout = training_stream(self.setup, self.first), NamedSharding(self.setup.mesh, BATCH)
+        progress = Progress(self.first, self.setup.total, self.config.loop.batch_size)
+        with device_feed(stream, layout) as feed, progress:
+            if self.unevaluated:  # the run was stopped between this step and its evaluation
+                self._evaluate(self.first, progress)
+            for number in range(self.first + 1, self.setup.total + 1):
+                self._step(number, step, feed, progress)
         return (
-            f"{what} at step {step} (learning rate {rate:.3g}); nothing after it was saved.\n"
-            f"Examples of the batch, by index in the training data: {rows.tolist()}\n"
-            f"The first are: {'; '.join(names)}\n"
-            "Lower --optimizer.learning-rate, lengthen --schedule.warmup-steps, or set --optimizer.clip-norm 1; "
-            "start again in another --out, or from the last checkpoint with the same options."
+            self.evaluation if self.evaluation is not None else self.evaluator(self.state.evaluated, self.state.stats)
+        )
+
+    def _step(self, number: int, step: CompiledStep, feed: DeviceFeed, progress: Progress) -> None:
+        batch = next(feed)
+        self.state, step_log = step(batch, self.state)
+        self.window.add(*step_log, batch.indices)
+        evaluate_now, save_now = self._due(number)
+        # The window ends wherever a resumed run may begin, so that both write the same rows.
+        log_now = number % self.config.loop.log_every == 0 or evaluate_now or save_now
+        if log_now:
+            self._log(number, progress, feed)
+        if evaluate_now:
+            self._evaluate(number, progress)
+        if save_now:
+            self.checkpoints.save(number, self.state, self._record(number))
+        # Several processes must stop at the same step: they ask one another where they meet anyway.
+        asked = self.stop.requested if jax.process_count() == 1 else log_now and self.stop.agreed()
+        if asked and number < self.setup.total:
+            self._stop(number)
+
+    def _due(self, number: int) -> tuple[bool, bool]:
+        """Whether this step is followed by an evaluation, and by a checkpoint."""
+        last, eval_every = number == self.setup.total, self.config.loop.eval_every or self.setup.per_epoch
+        save_every = self.config.checkpoint.every or eval_every
+        return number % eval_every == 0 or last, number % save_every == 0 or last
+
+    def _log(self, number: int, progress: Progress, feed: DeviceFeed) -> None:
+        row = progress.update(number, self.window.flush(number), feed.wait_seconds)
+        self.log.write(number, row)
+        self.loggers.write(number, {**row, **progress.timing})
+
+    def _evaluate(self, number: int, progress: Progress) -> None:
+        alone = jax.process_count() == 1
+        try:
+            self.evaluation = self.evaluator(
+                self.state.evaluated, self.state.stats, stop=lambda: alone and self.stop.requested
+            )
+        except StoppedEvaluation:
+            self._stop(number, unevaluated=True)
+        values = {f"test/{name}": value for name, value in self.evaluation.metrics.items()}
+        values |= self._frozen_features(number)
+        if self.setup.metric in values:
+            self.history[str(number)] = values[self.setup.metric]
+        self.log.write(number, values)
+        self.loggers.write(number, values)
+        progress.note(number, self.evaluation.metrics, self.setup.task.headline)
+
+    def _frozen_features(self, number: int) -> dict[str, float]:
+        every, names = self.config.eval.every, self.config.eval.evaluators
+        if not names or not (number == self.setup.total or (every and number % every == 0)):
+            return {}
+        return run_evaluators(
+            names, self.state.evaluated, self.state.stats, self.config, self.folder, number, self.setup.mesh
+        )
+
+    def _record(self, number: int, *, unevaluated: bool = False) -> Record:
+        return Record(
+            number,
+            score=self.history.get(str(number)),
+            history=self.history,
+            window=self.window.fetch(number),
+            unevaluated=unevaluated,
+            config=to_dict(self.config),
+            versions=versions(),
+        )
+
+    def _stop(self, number: int, *, unevaluated: bool = False) -> NoReturn:
+        self.checkpoints.save(number, self.state, self._record(number, unevaluated=unevaluated))
+        self.checkpoints.wait()
+        raise StoppedError(
+            f"stopped by {self.stop.name} after step {number} of {self.setup.total}; its state is saved in "
+            f"{self.folder.checkpoints}. The same command goes on from there"
         )
 
 

@@ -20,7 +20,7 @@ from eqvision.recipes import (
     TaskConfig,
     TrainConfig,
 )
-from eqvision.train import TrainState, initial_state
+from eqvision.state import TrainState, initial_state
 
 NAMES = ("ant", "bee", "cat")
 
@@ -91,15 +91,17 @@ def with_optimizer(config: TrainConfig, **changes) -> TrainConfig:
 
 def fresh_state(config: TrainConfig, num_classes: int = 3, mesh: jax.sharding.Mesh | None = None) -> TrainState:
     """The state of step 0."""
-    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, 1)
-    return initial_state(config, num_classes, make_optimizer(config.optimizer, schedule), mesh or make_mesh(1))
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, 1000)
+    return initial_state(
+        config, num_classes, make_optimizer(config.optimizer, schedule), mesh or make_mesh(num_devices=1)
+    )
 
 
 def saved_state(config: TrainConfig, step: int | None = None, num_classes: int = 3) -> TrainState:
     """What the run's checkpoint of ``step`` holds, or its newest."""
-    with Checkpoints(Path(config.out) / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step() if step is None else step
-        return checkpoints.restore(step, fresh_state(config, num_classes))
+    checkpoints = Checkpoints(Path(config.out) / "checkpoints")
+    step = checkpoints.latest_step() if step is None else step
+    return checkpoints.restore(step, fresh_state(config, num_classes))
 
 
 def saved_steps(config: TrainConfig) -> list[int]:

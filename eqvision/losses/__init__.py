@@ -11,6 +11,7 @@ from eqvision.losses.classification import (
     softmax_cross_entropy,
     softmax_focal,
 )
+from eqvision.losses.distillation import logit_distillation, token_distillation
 from eqvision.losses.reduce import mask_rows, weighted_mean, weighted_sums
 from eqvision.losses.regression import absolute_error, huber, smooth_l1, squared_error
 
@@ -18,6 +19,7 @@ __all__ = [
     "absolute_error",
     "huber",
     "label_rows",
+    "logit_distillation",
     "mask_rows",
     "sigmoid_cross_entropy",
     "sigmoid_focal",
@@ -25,6 +27,7 @@ __all__ = [
     "softmax_cross_entropy",
     "softmax_focal",
     "squared_error",
+    "token_distillation",
     "weighted_mean",
     "weighted_sums",
 ]

@@ -1,0 +1,87 @@
+"""The steps since the last row of the log, and what is said of a step that was not finite."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from eqvision.data import Source
+
+
+class DivergedError(RuntimeError):
+    """The loss or its gradient is not finite."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a row or a message needs to know of the run."""
+
+    source: Source
+    schedule: optax.Schedule
+    per_epoch: int
+    folder: Path
+
+    def learning_rate(self, step: int) -> float:
+        """The rate that step used: optax counts updates from 0, and the log counts them from 1."""
+        return np.asarray(self.schedule(step - 1)).item()
+
+
+class Window:
+    """Losses and gradient norms of the steps since the last row.
+
+    They stay on the device until the row is written and are fetched together, so that steps do not wait. ``values`` are
+    those that a checkpoint in the middle of a window brought along.
+    """
+
+    def __init__(self, facts: RunFacts, values: list[list[float]]):
+        self._facts = facts
+        self._values = list(values)
+        self._logs: list[tuple[Float[Array, ""], Float[Array, ""]]] = []
+        self._indices: list[Int[Array, " b"]] = []
+
+    def add(self, loss: Float[Array, ""], grad_norm: Float[Array, ""], indices: Int[Array, " b"]) -> None:
+        self._logs.append((loss, grad_norm))
+        self._indices.append(indices)
+
+    def fetch(self, last: int) -> list[list[float]]:
+        """All values so far. Raises DivergedError, naming the first step whose loss or gradient is not finite."""
+        logs = [[float(value) for value in pair] for pair in jax.device_get(self._logs)]
+        first = last - len(logs) + 1
+        for offset, pair in enumerate(logs):
+            # Of the gradient too: a finite loss may leave NaN parameters, which must not become a checkpoint.
+            for what, value in zip(("loss", "norm of the gradient"), pair, strict=True):
+                if not np.isfinite(value):
+                    raise self._diverged(first + offset, f"the {what} is {value}", self._indices[offset])
+        self._values += logs
+        self._logs, self._indices = [], []
+        return self._values
+
+    def flush(self, last: int) -> dict[str, float]:
+        """Means over the window, which begins anew. Raises DivergedError as ``fetch``."""
+        losses, norms = zip(*self.fetch(last), strict=True)
+        self._values = []
+        return {
+            "train/loss": float(np.mean(losses)),
+            "train/grad_norm": float(np.mean(norms)),
+            "train/learning_rate": self._facts.learning_rate(last),
+            "train/epoch": last / self._facts.per_epoch,
+        }
+
+    def _diverged(self, step: int, what: str, indices: Int[Array, " b"]) -> DivergedError:
+        rate = self._facts.learning_rate(step)
+        rows = np.concatenate([np.asarray(shard.data) for shard in indices.addressable_shards]).tolist()
+        names = [self._facts.source.describe(index) for index in rows[:3]]
+        report = self._facts.folder / f"diverged-{jax.process_index()}.json"
+        report.write_text(json.dumps({"step": step, "what": what, "learning_rate": rate, "indices": rows}, indent=2))
+        return DivergedError(
+            f"{what} at step {step} (learning rate {rate:.3g}); nothing after it was saved.\n"
+            f"Examples of the batch, by index in the training data: {rows}\n"
+            f"The first are: {'; '.join(names)}\n"
+            f"They are written to {report}; to see the step again: eqvision replay {self._facts.folder} --step {step}\n"
+            "Lower --optimizer.learning-rate, lengthen --schedule.warmup-steps, or set --optimizer.clip-norm 1; "
+            "start again in another --out, or from the last checkpoint with the same options."
+        )
