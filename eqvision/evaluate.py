@@ -14,8 +14,10 @@ from jaxtyping import Array, Float, UInt8
 
 from eqvision.classifiers import Classifier
 from eqvision.data import Source, device_feed, eval_stream, eval_transform, normalize
+from eqvision.mesh import BATCH
 from eqvision.metrics import all_reduce, compute, merge
 from eqvision.recipes import TrainConfig
+from eqvision.sharding import parameter_specs, sharded_call
 from eqvision.tasks import Task
 from eqvision.types import ClassificationBatch
 
@@ -39,7 +41,7 @@ class Evaluation:
     samples: Samples
 
 
-class StoppedEvaluation(Exception):  # noqa: N818  (no error: the caller asked for it)
+class StoppedEvaluation(Exception):
     """The evaluation was left unfinished on request."""
 
 
@@ -57,7 +59,7 @@ class Evaluator:
         sums: dict[str, Any] = {}
         samples, host = [], self._task.host_metrics()
         wanted = np.linspace(0, len(self._source) - 1, min(NUM_SAMPLES, len(self._source))).round().astype(int)
-        with device_feed(self._stream(), NamedSharding(self._mesh, P("data"))) as feed:
+        with device_feed(self._stream(), NamedSharding(self._mesh, BATCH)) as feed:
             for batch in feed:
                 if stop():
                     raise StoppedEvaluation
@@ -87,12 +89,16 @@ def make_eval_step(task: Task, mesh: Mesh, config: TrainConfig) -> Callable[...,
     """``(batch, model, stats) -> (sums over the global batch, outputs)``."""
     dtype = jnp.dtype(config.loop.compute_dtype)
 
-    def step(batch: ClassificationBatch, model: Classifier, stats: eqx.nn.State):
+    def local(model: Classifier, batch: ClassificationBatch, stats: eqx.nn.State):
         images = jnp.asarray(normalize(batch.images, config.data.mean, config.data.std), dtype)
         outputs, _ = model(images, stats)
         return all_reduce(task.metrics(outputs, batch)), outputs
 
-    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P("data"), P(), P()), out_specs=(P(), P("data"))))
+    @jax.jit
+    def step(batch: ClassificationBatch, model: Classifier, stats: eqx.nn.State):
+        return sharded_call(local, mesh, parameter_specs(model, mesh), (P(), BATCH))(model, batch, stats)
+
+    return step
 
 
 def _gathered(*arrays: Array) -> list[np.ndarray]:

@@ -23,8 +23,8 @@ from eqvision.optim import make_optimizer, make_schedule
 from eqvision.recipes import TrainConfig
 from eqvision.run_folder import RunFolder, RunFolderError
 from eqvision.setup import check_targets, load_source
-from eqvision.tasks import make_task
 from eqvision.state import abstract_state
+from eqvision.tasks import make_task
 
 CLASSIFICATION = "classification"  # the evaluator that is no measure of frozen features
 
@@ -55,7 +55,9 @@ def load_run(path: str | Path) -> Run:
     """
     folder = RunFolder(path)
     config, class_names = folder.config(), folder.class_names()
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, config.optimizer.learning_rate, 1_000_000))
+    optimizer = make_optimizer(
+        config.optimizer, make_schedule(config.schedule, config.optimizer.learning_rate, 1_000_000)
+    )
     like = abstract_state(config, folder.read()["num_classes"], optimizer, make_mesh(num_devices=1))
     restored = Checkpoints(folder.checkpoints).restore_newest(like)
     if restored is None:
@@ -79,8 +81,9 @@ def evaluate_run(
     """
     run, folder = load_run(path), RunFolder(path)
     data = run.config.data
-    given = {"path": data_path or data.path, "test_split": split or data.test_split}
-    data = dataclasses.replace(data, **given, mixture={} if data_path else data.mixture)
+    data = dataclasses.replace(data, test_split=split or data.test_split)
+    if data_path is not None:
+        data = dataclasses.replace(data, path=data_path, mixture={}, exclude="")
     # This machine may have other devices than the run had; metrics do not depend on the size of a batch.
     size = -(-run.config.loop.eval_batch_size // jax.device_count()) * jax.device_count()
     loop = dataclasses.replace(run.config.loop, eval_batch_size=size)

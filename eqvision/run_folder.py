@@ -56,8 +56,6 @@ class RunFolder:
 
         Raises RunFolderError that lists the differences, or for a folder that holds something else.
         """
-        if jax.process_index():  # one process looks after the folder
-            return
         if not self.config_file.exists():
             if self.path.exists() and any(self.path.iterdir()):
                 raise RunFolderError(
@@ -77,8 +75,8 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} holds a run with another configuration; nothing was changed. It differs in\n  "
                 + "\n  ".join(unsafe)
-                + "\nChoose another folder with --out, repeat the run's own options to resume it, or go on with the new "
-                "ones with --allow-config-change True."
+                + "\nChoose another folder with --out, repeat the run's own options to resume it, or go on with the "
+                "new ones by --allow-config-change True."
             )
         changes = self.read().get("changes", [])
         lines = [line for line in lines if not line.startswith(("out:", "allow_config_change:"))]

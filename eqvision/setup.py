@@ -1,28 +1,64 @@
 """From a configuration to its source of data and its model; what training, evaluation and prediction share."""
 
+from pathlib import Path
+
 import equinox as eqx
 import jax
 
 from eqvision.classifiers import Classifier
-from eqvision.data import ImageFolder, Source, check_labels, digits, load_arrays
+from eqvision.data import Mixture, Source, check_labels, digits, exclude, load_arrays, open_source, read_bad_files
 from eqvision.recipes import TrainConfig
 from eqvision.zoo import create
 
 
-def load_source(config: TrainConfig, split: str, class_names: tuple[str, ...] | None = None) -> Source:
-    """The images of a split. Raises ValueError where the configuration names no path, and what sources raise."""
+def load_source(
+    config: TrainConfig, split: str, class_names: tuple[str, ...] | None = None, *, train: bool = False
+) -> Source:
+    """The images of a split; with ``train`` those to train on: the mixture, less the excluded ones.
+
+    Raises ValueError where the configuration names no path, and what sources raise.
+    """
+    data = config.data
+    if train and data.mixture:
+        if data.kind == "digits":
+            raise ValueError("data.mixture needs paths, and data.kind 'digits' has none; use another kind")
+        listed = _listed_path(data.exclude, list(data.mixture)) if data.exclude else None
+        parts = [_load_path(config, path, split, class_names, use_list=path == listed) for path in data.mixture]
+        return Mixture(parts, list(data.mixture.values()))
+    return _load_path(config, data.path, split, class_names, use_list=train and bool(data.exclude))
+
+
+def _listed_path(file: str, paths: list[str]) -> str:
+    """The path of a mixture whose bad images are listed in a file."""
+    root = read_bad_files(file).root
+    for path in paths:
+        if Path(path).expanduser().resolve() == Path(root).resolve():
+            return path
+    raise ValueError(f"data.exclude {file} is the list of {root}, which is no path of data.mixture: {', '.join(paths)}")
+
+
+def _load_path(
+    config: TrainConfig, path: str, split: str, class_names: tuple[str, ...] | None, *, use_list: bool
+) -> Source:
     data = config.data
     if data.kind == "digits":
         return digits(split)
-    if not data.path:
+    if not path:
         raise ValueError(
-            f"data.kind {data.kind!r} needs a path: --data.path FOLDER (layout FOLDER/{split}/CLASS/*.jpg)"
+            f"data.kind {data.kind!r} needs a path for the split {split!r}: --data.path PATH (for 'folder' with the "
+            f"layout PATH/{split}/CLASS/*.jpg; data.mixture serves training only)"
         )
     if data.kind == "arrays":
-        return load_arrays(data.path, split)
-    return ImageFolder(
-        data.path, split, in_channels=config.model.in_channels, on_corrupt=data.on_corrupt, class_names=class_names
+        return load_arrays(path, split)
+    source = open_source(
+        data.kind,
+        path,
+        split,
+        in_channels=config.model.in_channels,
+        on_corrupt=data.on_corrupt,
+        class_names=class_names,
     )
+    return exclude(source, data.exclude, path, split) if use_list else source
 
 
 def num_outputs(config: TrainConfig, source: Source) -> int:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
@@ -50,7 +50,7 @@ RULES = (
 _STACKED = re.compile(r"(^|\.)(blocks|rest)\.(?!\d)")  # fields that hold equal blocks with a leading depth axis
 
 
-def parameter_specs(tree: PyTree[Leaf], mesh: Mesh, *, min_size: int = MIN_SIZE) -> PyTree[P]:
+def parameter_specs(tree: PyTree[Leaf], mesh: Mesh | AbstractMesh, *, min_size: int = MIN_SIZE) -> PyTree[P]:
     """The ``PartitionSpec`` of every parameter by ``RULES``; ``tree`` may be abstract (``jax.eval_shape``).
 
     An axis is split only where the number of devices divides it, never the depth axis of a scanned stack. Leaves of
@@ -75,7 +75,7 @@ def matching_rule(name: str) -> Rule:
     return next(rule for rule in RULES if re.search(rule.pattern, f".{name}"))
 
 
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, min_size: int) -> P:
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, min_size: int) -> P:
     axes: list[str | None] = [None] * len(shape)
     first = 1 if _STACKED.search(name) else 0
     for axis, wanted in enumerate(_aligned(matching_rule(name).axes, len(shape))):
@@ -130,13 +130,13 @@ def _segments(path: tuple) -> tuple[str, ...]:
     return tuple(_name((part,)) for part in path)
 
 
-def shardings(specs: PyTree[P], mesh: Mesh) -> PyTree[NamedSharding]:
+def shardings(specs: PyTree[P], mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
     """The same tree for ``jax.device_put`` and ``jax.jit(..., out_shardings=...)``."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def state_shardings(
-    state: PyTree[Leaf], parameters: PyTree[Leaf], mesh: Mesh, *, min_size: int = MIN_SIZE
+    state: PyTree[Leaf], parameters: PyTree[Leaf], mesh: Mesh | AbstractMesh, *, min_size: int = MIN_SIZE
 ) -> PyTree[NamedSharding]:
     """Where every leaf of ``state`` lives; ``parameters`` is the model inside of it (or an equal tree of shapes)."""
     specs = parameter_specs(parameters, mesh, min_size=min_size)
@@ -241,7 +241,7 @@ def _leaf_bytes(leaf: Leaf, sharding: NamedSharding) -> int:
     return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def sharding_table(tree: PyTree[Leaf], mesh: Mesh, *, min_size: int = MIN_SIZE) -> str:
+def sharding_table(tree: PyTree[Leaf], mesh: Mesh | AbstractMesh, *, min_size: int = MIN_SIZE) -> str:
     """How ``tree`` is split: the rules, then leaf, shape, spec, rule, bytes on one device, and the totals."""
     where = shardings(parameter_specs(tree, mesh, min_size=min_size), mesh)
     rows = [("parameter", "shape", "split over", "rule", "bytes/device")]
@@ -256,7 +256,7 @@ def sharding_table(tree: PyTree[Leaf], mesh: Mesh, *, min_size: int = MIN_SIZE) 
     return "\n".join([_rules_text(mesh, min_size), "", *_columns(rows), "", _totals(here, whole)])
 
 
-def _rules_text(mesh: Mesh, min_size: int) -> str:
+def _rules_text(mesh: Mesh | AbstractMesh, min_size: int) -> str:
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     lines = [f"Mesh {sizes}. Rules, of which the first that matches counts; under {min_size} elements no fsdp:"]
     for number, rule in enumerate(RULES, 1):

@@ -6,7 +6,7 @@ and sums values and counts; what is divided is divided once, by the global count
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -23,7 +23,7 @@ from eqvision.losses import logit_distillation, token_distillation, weighted_sum
 from eqvision.ops.collectives import DATA_AXES, global_sum
 from eqvision.optim import ema_decay, update_ema
 from eqvision.recipes import DistillConfig, TrainConfig
-from eqvision.sharding import gather, parameter_specs, shardings, state_specs, without_model
+from eqvision.sharding import gather, parameter_specs, without_model
 from eqvision.state import TrainState
 from eqvision.tasks import Task
 from eqvision.types import ClassificationBatch, TokenFeatures
@@ -71,7 +71,7 @@ def make_step(
         specs = parameter_specs(state.model, mesh)
         manual = jax.tree.map(without_model, specs)
         gradients = jax.shard_map(
-            lambda *arguments: _gradients(*arguments, specs=manual, task=task, config=config, num_classes=num_classes),
+            lambda *arguments: _gradients(*arguments, specs=specs, task=task, config=config, num_classes=num_classes),
             mesh=mesh,
             in_specs=(P(DATA_AXES), manual, P(), P(), P()),
             out_specs=(P(), manual, P()),
@@ -81,21 +81,26 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, cast(optax.Params, state.model))
         model = eqx.apply_updates(state.model, updates)
         new = TrainState(model, stats, opt_state, _average(config, state, model), state.step + 1)
-        layout = shardings(state_specs(new, state.model, specs), mesh)
-        return lax.with_sharding_constraint(new, layout), StepLog(loss, optax.tree.norm(grads))
+        return new, StepLog(loss, optax.tree.norm(grads))
 
-    return CompiledStep(eqx.filter_jit(step, donate="all-except-first"), teacher)
+    return CompiledStep(step, teacher)
 
 
 class CompiledStep:
-    """Compiled at the first call: the compiled object does not wait for its result, as calling ``filter_jit`` does."""
+    """Compiled at the first call, for the layout of the state that it is given: the state comes back in the same.
+
+    The compiled object does not wait for its result, as calling a jitted function may.
+    """
 
     def __init__(self, function: Callable, teacher: Teacher | None):
         self._function, self._teacher = function, teacher
-        self.compiled = None
+        self.compiled: Any = None
 
     def compile(self, batch: ClassificationBatch, state: TrainState) -> "CompiledStep":
-        self.compiled = self._function.lower((batch, self._teacher), state).compile()
+        # Said and not left to the compiler, which would hold moments of split parameters whole.
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+        jitted = jax.jit(self._function, donate_argnums=1, out_shardings=(layout, None))
+        self.compiled = jitted.lower((batch, self._teacher), state).compile()
         return self
 
     def __call__(self, batch: ClassificationBatch, state: TrainState) -> tuple[TrainState, StepLog]:

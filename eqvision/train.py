@@ -5,34 +5,38 @@ the data position is the step, schedules read the step: a run that is stopped an
 it had not been stopped.
 """
 
+import itertools
+import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
 from eqvision.checkpoint import Checkpoints, Record, Restored
-from eqvision.data import DeviceFeed, Source, device_feed, train_stream, train_transform
+from eqvision.data import DeviceFeed, Source, check_augment, device_feed, mean_fill, train_stream, train_transform
 from eqvision.data.stream import steps_per_epoch
-from eqvision.distributed import initialise, is_main_process
+from eqvision.distributed import check_same, initialise, is_main_process, on_main
 from eqvision.evaluate import Evaluation, Evaluator, StoppedEvaluation
-from eqvision.evaluators import run_evaluators
+from eqvision.evaluators import check_evaluators, run_evaluators
 from eqvision.finetune import load_teacher, start_from
 from eqvision.loggers import Loggers, open_loggers
 from eqvision.mesh import BATCH, check_batch_size, make_mesh
-from eqvision.optim import make_optimizer, make_schedule
+from eqvision.optim import make_optimizer, make_schedule, parameter_table
+from eqvision.profiling import StepTrace, describe_program, memory_errors, step_cost, training_flops
 from eqvision.progress import Progress
 from eqvision.recipes import TrainConfig, to_dict
 from eqvision.report import write_report
 from eqvision.run_folder import MetricLog, RunFolder, versions
 from eqvision.setup import build_model, check_targets, load_source, num_outputs
+from eqvision.sharding import sharding_table
 from eqvision.signals import StoppedError, StopSignals
 from eqvision.state import TrainState, abstract_state, first_state
-from eqvision.step import CompiledStep, make_step
+from eqvision.step import CompiledStep, check_accumulation, make_step
 from eqvision.tasks import Task, make_task
 from eqvision.types import ClassificationBatch
 from eqvision.window import RunFacts, Window
@@ -79,6 +83,9 @@ def set_up(config: TrainConfig) -> Setup:
     num_classes = num_outputs(config, source)
     for each in (source, test_source):
         check_targets(config, each, num_classes)
+    check_augment(config.augment)
+    check_accumulation(config, mesh)
+    check_evaluators(config.eval.evaluators, config)
     per_epoch = steps_per_epoch(source, config.loop.batch_size)
     total = max(1, round(config.loop.epochs * per_epoch))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, total)
@@ -96,29 +103,29 @@ def train(config: TrainConfig) -> Result:
         raise ValueError("config.out is empty; name the run folder, for instance runs/my_run")
     initialise(config.mesh)
     setup = set_up(config)
+    like = abstract_state(config, setup.num_classes, setup.optimizer, setup.mesh)
     folder = RunFolder(config.out)
-    folder.open_for_training(config, setup.source.class_names, setup.num_classes)
+    check_same("the configuration", json.dumps({**to_dict(config), "mesh": None, "out": ""}))
+    on_main(lambda: folder.open_for_training(config, setup.source.class_names, setup.num_classes))
     lower = any(word in setup.metric for word in ("loss", "error"))
     with (
         StopSignals() as stop,
         Checkpoints(folder.checkpoints, config.checkpoint, lower_is_better=lower) as checkpoints,
     ):
         checkpoints.clean()
-        begun = begin(setup, checkpoints)
+        begun = begin(setup, checkpoints, like)
         log = MetricLog(folder, resume_step=begun.record.step)
         with open_loggers(config, folder, begun.record.step) as loggers:
             evaluation = _Loop(setup, begun, checkpoints, log, loggers, stop, folder).run()
-    if is_main_process():
-        write_report(folder, log.rows, evaluation, setup.source.class_names, setup.task)
+    on_main(lambda: write_report(folder, log.rows, evaluation, setup.source.class_names, setup.task))
     return Result(
         folder.path, setup.total, evaluation.metrics, setup.source.num_skipped + setup.test_source.num_skipped
     )
 
 
-def begin(setup: Setup, checkpoints: Checkpoints) -> Restored[TrainState]:
-    """The newest good checkpoint, else the state of step 0."""
-    config, like = setup.config, (setup.num_classes, setup.optimizer, setup.mesh)
-    restored = checkpoints.restore_newest(abstract_state(config, *like), set_aside=True)
+def begin(setup: Setup, checkpoints: Checkpoints, like: TrainState) -> Restored[TrainState]:
+    """The newest good checkpoint, in the layout of ``like``; else the state of step 0."""
+    restored = checkpoints.restore_newest(like, set_aside=True)
     if restored is not None:
         return restored
     return Restored(first_of_run(setup), Record(0))
@@ -139,7 +146,9 @@ def training_stream(setup: Setup, start_step: int) -> Iterator[ClassificationBat
         setup.source,
         batch_size=config.loop.batch_size,
         seed=config.seed,
-        transform=train_transform(data.transform, config.model.image_size, data.interpolation, config.augment),
+        transform=train_transform(
+            data.transform, config.model.image_size, data.interpolation, config.augment, mean_fill(data.mean)
+        ),
         repeats=config.augment.repeats,
         num_threads=data.num_threads,
         num_workers=data.num_workers,
@@ -172,25 +181,51 @@ class _Loop:
         self.evaluation: Evaluation | None = None
 
     def run(self) -> Evaluation:
-        teacher = load_teacher(self.config, self.setup.mesh)
-        step = make_step(
-            self.setup.task, self.setup.optimizer, self.setup.mesh, self.config, self.setup.num_classes, teacher
-        )
-        stream, layout = training_stream(self.setup, self.first), NamedSharding(self.setup.mesh, BATCH)
-        progress = Progress(self.first, self.setup.total, self.config.loop.batch_size)
-        with device_feed(stream, layout) as feed, progress:
-            if self.unevaluated:  # the run was stopped between this step and its evaluation
-                self._evaluate(self.first, progress)
-            for number in range(self.first + 1, self.setup.total + 1):
-                self._step(number, step, feed, progress)
-        return (
-            self.evaluation if self.evaluation is not None else self.evaluator(self.state.evaluated, self.state.stats)
-        )
+        setup, config = self.setup, self.config
+        teacher = load_teacher(config, setup.mesh)
+        step = make_step(setup.task, setup.optimizer, setup.mesh, config, setup.num_classes, teacher)
+        trace = StepTrace(config.log.profile, self.folder.path / "profile", first=self.first, total=setup.total)
+        layout = NamedSharding(setup.mesh, BATCH)
+        with memory_errors(), trace, device_feed(training_stream(setup, self.first), layout) as feed:
+            batches = self._compiled(step, feed) if self.first < setup.total else iter(())
+            cost = step_cost(config, setup.num_classes)
+            with Progress(self.first, setup.total, config.loop.batch_size, cost) as progress:
+                if self.unevaluated:  # the run was stopped between this step and its evaluation
+                    self._evaluate(self.first, progress)
+                for number, batch in enumerate(batches, self.first + 1):
+                    trace.before(number, self.state)
+                    self._step(number, step, batch)
+                    trace.after(number, self.state)
+                    self._follow_up(number, progress, feed)
+        return self.evaluation or self.evaluator(self.state.evaluated, self.state.stats)
 
-    def _step(self, number: int, step: CompiledStep, feed: DeviceFeed, progress: Progress) -> None:
+    def _compiled(self, step: CompiledStep, feed: DeviceFeed) -> Iterator[ClassificationBatch]:
+        """Compile for the first batch, say what the step needs, and give all batches of the run."""
         batch = next(feed)
-        self.state, step_log = step(batch, self.state)
-        self.window.add(*step_log, batch.indices)
+        step.compile(batch, self.state)
+        if is_main_process():
+            flops = training_flops(self.config, self.setup.num_classes)
+            print(*describe_program(step.compiled, flops, jax.local_devices()[0]), sep="\n", file=sys.stderr)
+            self._describe_parameters()
+        return itertools.islice(itertools.chain([batch], feed), self.setup.total - self.first)
+
+    def _describe_parameters(self) -> None:
+        """parameters.txt always; on the screen where groups or several devices make it worth reading."""
+        optimizer, mesh = self.config.optimizer, self.setup.mesh
+        table = parameter_table(optimizer, self.state.model)
+        if mesh.size > 1:
+            table += "\n\n" + sharding_table(self.state.model, mesh)
+        (self.folder.path / "parameters.txt").write_text(table + "\n")
+        grouped = optimizer.learning_rate_multipliers or optimizer.weight_decays or optimizer.freeze
+        if grouped or optimizer.layer_decay is not None or mesh.shape["fsdp"] * mesh.shape["model"] > 1:
+            print(table, file=sys.stderr)
+
+    def _step(self, number: int, step: CompiledStep, batch: ClassificationBatch) -> None:
+        self.state, log = step(batch, self.state)
+        self.window.add(log.loss, log.grad_norm, batch.indices)
+
+    def _follow_up(self, number: int, progress: Progress, feed: DeviceFeed) -> None:
+        """What is due after a step: a row of the log, an evaluation, a checkpoint, the end on request."""
         evaluate_now, save_now = self._due(number)
         # The window ends wherever a resumed run may begin, so that both write the same rows.
         log_now = number % self.config.loop.log_every == 0 or evaluate_now or save_now

@@ -32,7 +32,7 @@ def _environment(tmp_path, monkeypatch):
 
 @pytest.fixture
 def two_devices(monkeypatch):
-    monkeypatch.setattr(train_module, "make_mesh", lambda: make_mesh(2))
+    monkeypatch.setattr(train_module, "make_mesh", lambda config=None: make_mesh(num_devices=2))
 
 
 TINY = [
@@ -54,7 +54,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EQVISION_ALLOCATOR", "default")
         patch.setenv("EQVISION_CACHE", str(root / "cache"))
-        patch.setattr(train_module, "make_mesh", lambda: make_mesh(2))
+        patch.setattr(train_module, "make_mesh", lambda config=None: make_mesh(num_devices=2))
         cli.main(["train", "folder", f"--data.path={images}", f"--out={run}", "--loop.epochs=8", *TINY])
     return images, run
 

@@ -113,7 +113,7 @@ def test_reading_what_is_no_run_folder(tmp_path):
 
 
 def test_training_into_a_folder_of_another_run_changes_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "make_mesh", lambda: make_mesh(2))
+    monkeypatch.setattr(train_module, "make_mesh", lambda config=None: make_mesh(num_devices=2))
     config = with_loop(toy_config(tmp_path / "run", write_npz(tmp_path / "toy.npz")), epochs=1.0)
     train(config)
     before = contents(tmp_path)
@@ -124,7 +124,7 @@ def test_training_into_a_folder_of_another_run_changes_no_file(tmp_path, monkeyp
 
 
 def test_training_into_a_folder_that_is_no_run_changes_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "make_mesh", lambda: make_mesh(2))
+    monkeypatch.setattr(train_module, "make_mesh", lambda config=None: make_mesh(num_devices=2))
     config = toy_config(tmp_path / "run", write_npz(tmp_path / "toy.npz"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")

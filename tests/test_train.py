@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from sklearn.metrics import average_precision_score
 from toy import (
     NAMES,
@@ -35,18 +34,20 @@ from eqvision.data import Arrays, CorruptImageError, eval_transform, load_arrays
 from eqvision.evaluate import Evaluator
 from eqvision.layers import MissingKeyError
 from eqvision.losses import weighted_mean
-from eqvision.mesh import make_mesh
+from eqvision.mesh import BATCH, make_mesh
 from eqvision.optim import make_optimizer, make_schedule
 from eqvision.recipes import ScheduleConfig
+from eqvision.step import make_step
 from eqvision.tasks import MultiLabel, SingleLabel
-from eqvision.train import DivergedError, make_step, train
+from eqvision.train import train
 from eqvision.types import ClassificationBatch, WeightedValues
+from eqvision.window import DivergedError
 
 
 @pytest.fixture
 def two_devices(monkeypatch):
     """Compiling and running for eight takes longer, and says nothing more where devices do not matter."""
-    monkeypatch.setattr(train_module, "make_mesh", lambda: make_mesh(2))
+    monkeypatch.setattr(train_module, "make_mesh", lambda config=None: make_mesh(num_devices=2))
 
 
 @pytest.fixture
@@ -60,18 +61,14 @@ class Interrupted(BaseException):
 
 def interrupt_in_step(monkeypatch, number: int) -> None:
     """The next run dies when it is about to make its ``number``-th step."""
+    step, calls = train_module._Loop._step, iter(range(1, 10_000))
 
-    def make(*arguments):
-        step, calls = make_step(*arguments), iter(range(1, 10_000))
+    def dying(self, *arguments):
+        if next(calls) == number:
+            raise Interrupted
+        step(self, *arguments)
 
-        def dying(batch, state):
-            if next(calls) == number:
-                raise Interrupted
-            return step(batch, state)
-
-        return dying
-
-    monkeypatch.setattr(train_module, "make_step", make)
+    monkeypatch.setattr(train_module._Loop, "_step", dying)
 
 
 def read_csv(config):
@@ -216,9 +213,9 @@ def test_a_checkpoint_is_the_state_of_its_step_though_training_goes_on(npz, tmp_
     config = with_checkpoint(toy_config(tmp_path / "run", npz), every=1, keep_last=12)
     copies, save = {}, Checkpoints.save
 
-    def copying(self, step, state):
+    def copying(self, step, state, record):
         copies[step] = bytes_of(jax.tree.map(jnp.copy, state))
-        save(self, step, state)
+        save(self, step, state, record)
 
     monkeypatch.setattr(Checkpoints, "save", copying)
     train(config)
@@ -251,13 +248,13 @@ def toy_batch(mesh, weights, size: int = 16):
     labels = toy_labels(size).astype(np.int32)
     batch = ClassificationBatch(toy_images(labels), labels, np.asarray(weights, np.float32), np.arange(size))
     batch = batch._replace(indices=batch.indices.astype(np.int32))
-    return jax.device_put(batch, NamedSharding(mesh, P("data")))
+    return jax.device_put(batch, NamedSharding(mesh, BATCH))
 
 
 def five_steps(config, num_devices, weights):
-    mesh = make_mesh(num_devices)
+    mesh = make_mesh(num_devices=num_devices)
     optimizer = make_optimizer(config.optimizer, constant_rate(config))
-    step, state = make_step(SingleLabel(), optimizer, mesh, config), fresh_state(config, mesh=mesh)
+    step, state = make_step(SingleLabel(), optimizer, mesh, config, 3), fresh_state(config, mesh=mesh)
     for _ in range(5):
         state, log = step(toy_batch(mesh, weights), state)
     return state, log
@@ -283,12 +280,12 @@ def test_a_step_is_the_gradient_step_of_the_weighted_mean(tmp_path, assert_close
         toy_config(tmp_path, tmp_path), name="sgd", learning_rate=0.1, momentum=0.0, weight_decay=0.0, clip_norm=None
     )
     weights = [1.0] * 9 + [0.0] * 7
-    mesh = make_mesh(8)
+    mesh = make_mesh(num_devices=8)
     optimizer = make_optimizer(config.optimizer, constant_rate(config))
-    state, log = make_step(SingleLabel(), optimizer, mesh, config)(
+    state, log = make_step(SingleLabel(), optimizer, mesh, config, 3)(
         toy_batch(mesh, weights), fresh_state(config, mesh=mesh)
     )
-    start, batch = fresh_state(config), toy_batch(make_mesh(1), weights)
+    start, batch = fresh_state(config), toy_batch(make_mesh(num_devices=1), weights)
     images = normalize(batch.images, config.data.mean, config.data.std)
 
     def loss_of(model):
@@ -314,7 +311,7 @@ def logits_of(state, config, source):
 @pytest.mark.parametrize(("batch_size", "num_devices"), [(8, 1), (8, 8), (24, 8), (16, 2), (40, 8), (21, 1)])
 def test_each_example_counts_once(batch_size, num_devices, npz, tmp_path):
     config = with_loop(toy_config(tmp_path, npz), eval_batch_size=batch_size)
-    mesh, source = make_mesh(num_devices), load_arrays(npz, "test")
+    mesh, source = make_mesh(num_devices=num_devices), load_arrays(npz, "test")
     state = fresh_state(config, mesh=mesh)
     evaluation = Evaluator(config, SingleLabel(), source, mesh)(state.model, state.stats)
 
@@ -331,7 +328,7 @@ def test_each_example_counts_once(batch_size, num_devices, npz, tmp_path):
 def test_samples_are_spread_over_the_split_and_belong_together(npz, tmp_path, assert_close):
     config, source = toy_config(tmp_path, npz), load_arrays(npz, "test")
     state = fresh_state(config)
-    samples = Evaluator(config, SingleLabel(), source, make_mesh(1))(state.model, state.stats).samples
+    samples = Evaluator(config, SingleLabel(), source, make_mesh(num_devices=1))(state.model, state.stats).samples
     assert len(samples.images) == 16
     places = [next(i for i in range(20) if np.array_equal(source.images[i], image)) for image in samples.images]
     assert places == sorted(set(places))
@@ -344,7 +341,7 @@ def test_samples_are_spread_over_the_split_and_belong_together(npz, tmp_path, as
 def test_mean_average_precision_is_that_of_the_whole_split(batch_size, num_devices, tmp_path):
     npz = write_npz(tmp_path / "toy.npz", kind="multi_label")
     config = with_loop(toy_config(tmp_path, npz, kind="multi_label"), eval_batch_size=batch_size)
-    mesh, source = make_mesh(num_devices), load_arrays(npz, "test")
+    mesh, source = make_mesh(num_devices=num_devices), load_arrays(npz, "test")
     state = fresh_state(config, mesh=mesh)
     metrics = Evaluator(config, MultiLabel(), source, mesh)(state.model, state.stats).metrics
     expected = average_precision_score(source.labels, logits_of(fresh_state(config), config, source), average="macro")
@@ -530,7 +527,7 @@ def test_corrupt_images_can_be_skipped_and_are_counted(tmp_path, two_devices, ca
     assert str(images / "test" / "bee" / "0.png") in caplog.text
     state = saved_state(config)
     source = train_module.load_source(config, "test")
-    evaluation = Evaluator(config, SingleLabel(), source, make_mesh(1))(state.model, state.stats)
+    evaluation = Evaluator(config, SingleLabel(), source, make_mesh(num_devices=1))(state.model, state.stats)
     assert source.num_skipped == 1
     np.testing.assert_array_equal(evaluation.confusion.sum(axis=1), [3, 2, 3])  # the skipped bee is missing
     assert evaluation.metrics["accuracy"] == pytest.approx(result.metrics["accuracy"])

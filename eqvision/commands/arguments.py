@@ -1,9 +1,16 @@
 """What all commands share: parsing by tyro, and errors that the user can mend."""
 
+import argparse
+import dataclasses
+import inspect
 import sys
-from typing import NoReturn, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import tyro
+
+if TYPE_CHECKING:
+    from eqvision.recipes import TrainConfig
 
 T = TypeVar("T")
 
@@ -11,6 +18,56 @@ T = TypeVar("T")
 def parse(kind: type[T], arguments: list[str], program: str) -> T:
     """The dataclass ``kind`` from the command line; its docstrings are the help."""
     return tyro.cli(kind, args=arguments, prog=program)
+
+
+def parse_recipe(arguments: list[str], program: str) -> "TrainConfig | None":
+    """The configuration of ``RECIPE [--config FILE] [options]``: the recipe's, then the file's, then the options'.
+
+    None where there are no arguments or only a call for help: the recipes are printed then. Exits with code 2 for an
+    unknown recipe or option; raises ValueError for what is wrong in the file.
+    """
+    from eqvision.recipes import RECIPES, TrainConfig
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {program} RECIPE [--config FILE] [options]; recipes:\n")
+        for name, recipe in RECIPES.items():
+            print(f"  {name:<12}{(recipe.__doc__ or '').strip().splitlines()[0]}")
+        return None
+    name = arguments[0]
+    if name not in RECIPES:
+        fail(unknown("recipe", name, list(RECIPES)))
+    before = argparse.ArgumentParser(prog=f"{program} {name}", add_help=False, allow_abbrev=False)
+    before.add_argument("--config", type=Path)
+    given, options = before.parse_known_args(arguments[1:])
+    recipe = RECIPES[name]
+    default = dataclasses.replace(recipe(), out=f"runs/{name}")
+    default = default if given.config is None else _with_file(default, given.config)
+    text = inspect.cleandoc(recipe.__doc__ or "")
+    description = f"{text}\n\n--config FILE: YAML as `eqvision config` prints it, or a part of it; options win."
+    return tyro.cli(TrainConfig, default=default, args=options, prog=f"{program} {name}", description=description)
+
+
+def _with_file(config: "TrainConfig", file: Path) -> "TrainConfig":
+    """The configuration with what a YAML file says; the ``config.yaml`` of a run folder is such a file too."""
+    import yaml
+
+    from eqvision.recipes.serialise import overlay
+
+    if not file.is_file():
+        raise FileNotFoundError(f"no configuration at {file.absolute()}" + ", which is a folder" * file.is_dir())
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no YAML: {error}") from error
+    if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        values = values["config"]
+    if not isinstance(values, dict):
+        given = "nothing" if values is None else f"{type(values).__name__} {str(values)[:40]!r}"
+        raise ValueError(f"{file}: expected options, such as `loop: {{batch_size: 64}}`, got {given}")
+    try:
+        return overlay(config, values)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def fail(message: str) -> NoReturn:

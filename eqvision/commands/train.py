@@ -1,13 +1,10 @@
 """``eqvision train RECIPE``: train a recipe, or resume it."""
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
 
-import tyro
-
-from eqvision.commands.arguments import fail, unknown
+from eqvision.commands.arguments import parse_recipe
 
 # Under glibc's defaults XLA on the CPU gives its buffers back and faults them in anew in every step. Huge pages make
 # those faults few: training steps take a fifth to a quarter less time, at the same memory. Other settings that keep
@@ -17,21 +14,9 @@ ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def run(arguments: list[str]) -> None:
-    from eqvision.recipes import RECIPES, TrainConfig
-
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: eqvision train RECIPE [options]; recipes:\n")
-        for name, recipe in RECIPES.items():
-            print(f"  {name:<12}{(recipe.__doc__ or '').strip().splitlines()[0]}")
+    config = parse_recipe(arguments, "eqvision train")
+    if config is None:
         return
-    name, rest = arguments[0], arguments[1:]
-    if name not in RECIPES:
-        fail(unknown("recipe", name, list(RECIPES)))
-    recipe = RECIPES[name]
-    default = dataclasses.replace(recipe(), out=f"runs/{name}")
-    config = tyro.cli(
-        TrainConfig, default=default, args=rest, prog=f"eqvision train {name}", description=recipe.__doc__
-    )
     tune_allocator()
     from eqvision.train import train
 

@@ -1,5 +1,6 @@
 """Image file -> uint8 pixels, by Pillow, with one rule per kind of file."""
 
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,41 +19,63 @@ class CorruptImageError(ValueError):
 
 
 def decode_image(path: str | os.PathLike, in_channels: int = 3) -> UInt8[np.ndarray, "h w {in_channels}"]:
-    """Pixels of one image file, turned upright by its EXIF orientation; the first frame of an animation.
+    """Pixels of one image file; see ``decode_bytes``.
+
+    Raises CorruptImageError for the image, and the plain OSError where the file system is at fault (missing file,
+    no permission): that is no property of the image.
+    """
+    check_in_channels(in_channels)
+    return decode_bytes(Path(path).read_bytes(), in_channels, name=str(Path(path).absolute()))
+
+
+def decode_bytes(data: bytes, in_channels: int = 3, *, name: str) -> UInt8[np.ndarray, "h w {in_channels}"]:
+    """Pixels of an encoded image, turned upright by its EXIF orientation; the first frame of an animation.
 
     Transparent pixels show white, 16-bit grey is scaled by 255/65535, CMYK and palettes become RGB. Raises
-    CorruptImageError for a file that is empty, truncated, not an image or float-valued, and the plain
-    OSError where the file system is at fault (missing file, no permission): that is no property of the image.
+    CorruptImageError, which calls the image ``name``, where it is empty, truncated, not an image or float-valued.
     """
+    return to_pixels(open_upright(data, in_channels, name=name))
+
+
+def open_upright(data: bytes, in_channels: int = 3, *, name: str) -> "PIL.Image.Image":
+    """``decode_bytes`` as a Pillow image of mode RGB or L, for those who go on in Pillow."""
     from PIL import Image, ImageOps
 
     check_in_channels(in_channels)
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(data)) as opened:
             opened.load()
-            upright = ImageOps.exif_transpose(opened)
-            return _to_channels(upright, in_channels)
+            ImageOps.exif_transpose(opened, in_place=True)
+            return _to_mode(opened, "RGB" if in_channels == 3 else "L")
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's plug-ins raise many types; all are re-raised with the path
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        cause = "the file is empty (0 bytes)" if os.path.getsize(path) == 0 else str(error) or repr(error)
-        raise CorruptImageError(f"corrupt image {Path(path).absolute()}: {cause}") from error
+    except Exception as error:  # Pillow's plug-ins raise many types; all are re-raised with the name
+        raise CorruptImageError(f"corrupt image {name}: {_cause(data, error)}") from error
 
 
-def readable_shape(path: str | os.PathLike, in_channels: int) -> tuple[int, int, int] | None:
-    """Height, width and channels from the header alone; None where the header cannot be read."""
+def to_pixels(image: "PIL.Image.Image") -> UInt8[np.ndarray, "h w c"]:
+    """The array of a Pillow image of mode RGB or L."""
+    return np.asarray(image).reshape(image.height, image.width, len(image.getbands()))
+
+
+def _cause(data: bytes, error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if not data:
+        return "the file is empty (0 bytes)"
+    if isinstance(error, UnidentifiedImageError):  # its own text has an address in memory, another one in each run
+        return f"cannot identify image file: it begins with {data[:16]!r}"
+    return str(error) or repr(error)
+
+
+def readable_shape(data: bytes, in_channels: int) -> tuple[int, int, int] | None:
+    """Height, width and channels from the header of an encoded image; None where the header cannot be read."""
     from PIL import Image
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(data)) as opened:
             return opened.height, opened.width, in_channels
-    except (Image.DecompressionBombError, SyntaxError, ValueError):
-        return None
-    except OSError as error:
-        if error.errno is not None:  # the file system, not the file
-            raise
+    except (Image.DecompressionBombError, SyntaxError, ValueError, OSError):
         return None
 
 
@@ -65,16 +88,16 @@ def check_in_channels(in_channels: int) -> None:
         )
 
 
-def _to_channels(image: "PIL.Image.Image", in_channels: int) -> np.ndarray:
+def _to_mode(image: "PIL.Image.Image", mode: str) -> "PIL.Image.Image":
+    from PIL import Image
+
     if image.mode.startswith("I"):
-        grey = _scale_16_bit(np.asarray(image))
-        return np.repeat(grey[..., None], in_channels, axis=-1)
+        return Image.fromarray(_scale_16_bit(np.asarray(image))).convert(mode)
     if image.mode == "F":
         raise ValueError("its pixels are 32-bit floats, whose range is unknown; save it as 8-bit or use arrays")
     if image.has_transparency_data:
         image = _on_white(image)
-    pixels = np.asarray(image.convert("RGB" if in_channels == 3 else "L"))
-    return pixels.reshape(image.height, image.width, in_channels)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _scale_16_bit(grey: np.ndarray) -> np.ndarray:

@@ -1,17 +1,13 @@
 """What is in an image folder: the CLASS/image layout, its mistakes explained, and the listing kept between runs."""
 
-import contextlib
 import difflib
-import functools
-import hashlib
 import json
 import logging
 import os
-import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
+from eqvision.data.cache import cache_file, settled, store
 from eqvision.data.decode import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
@@ -19,9 +15,6 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 LAYOUT = "ROOT/{train,val,test}/CLASS/image.jpg, or CLASS/image.jpg directly"
 _VERSION = 1
-# A folder changed again within its time stamp's resolution would look unchanged (FAT has 2 s, some network
-# file systems 1 s), so a listing of a folder this young is not stored.
-_SETTLED_NS = 3_000_000_000
 
 
 class Listing(NamedTuple):
@@ -57,30 +50,31 @@ def check_same_classes(path: Path, split: str) -> None:
         theirs = set(class_folders(path / other)) if (path / other).is_dir() else set()
         if mine and theirs and theirs != mine:  # a split without any class folder is an unlabelled one
             raise ValueError(
-                f"class folders of {path} differ: only in {split!r}: {_some(mine - theirs)}; "
-                f"only in {other!r}: {_some(theirs - mine)}. Labels are positions in the sorted folder names, so "
+                f"class folders of {path} differ: only in {split!r}: {some_names(mine - theirs)}; "
+                f"only in {other!r}: {some_names(theirs - mine)}. Labels are positions in the sorted folder names, so "
                 "both splits need the same folders; otherwise fix them with class_names=(...)"
             )
 
 
 def list_images(root: Path) -> Listing:
     """The class folders of root with their images: from the cache where no folder has changed, else from disk."""
-    cache_file = _cache_file(root)
-    listing = _read_cache(cache_file, root) or _scan_and_store(root, cache_file)
+    stored = cache_file("listings", str(root.resolve()), ".json")
+    listing = _read_cache(stored, root) or _scan_and_store(root, stored)
     empty = {name for name, files in zip(*listing, strict=True) if not files}
     if empty:
-        log.warning("%s: no images in class folders %s", root, _some(empty))
+        log.warning("%s: no images in class folders %s", root, some_names(empty))
     return listing
 
 
 # Reading the folder
 
 
-def _scan_and_store(root: Path, cache_file: Path) -> Listing:
+def _scan_and_store(root: Path, file: Path) -> Listing:
     folders = {"": _mtime(root)} | {name: _mtime(root / name) for name in class_folders(root)}
     listing = _scan(root)
-    if time.time_ns() - max(folders.values()) > _SETTLED_NS:
-        _write_cache(cache_file, {"version": _VERSION, "folders": folders, "files": dict(zip(*listing, strict=True))})
+    if settled(folders.values()):
+        content = {"version": _VERSION, "folders": folders, "files": dict(zip(*listing, strict=True))}
+        store(file, lambda f: f.write(json.dumps(content).encode()))
     return listing
 
 
@@ -182,7 +176,8 @@ def _entries(folder: Path) -> str:
     return ", ".join(names[:5]) + (f", ... ({len(names)} entries)" if len(names) > 5 else "") or "nothing"
 
 
-def _some(names: set[str]) -> str:
+def some_names(names: set[str]) -> str:
+    """The first five of them, and how many there are, for a message."""
     shown = sorted(names)
     return ", ".join(shown[:5]) + (f", ... ({len(shown)})" if len(shown) > 5 else "") or "nothing"
 
@@ -190,21 +185,9 @@ def _some(names: set[str]) -> str:
 # The cache: one JSON file per folder, valid while no folder's modification time has changed
 
 
-def cache_folder() -> Path:
-    """Where listings are kept: ``$EQVISION_CACHE``, else ``$XDG_CACHE_HOME/eqvision``, else ``~/.cache/eqvision``."""
-    if "EQVISION_CACHE" in os.environ:
-        return Path(os.environ["EQVISION_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "eqvision"
-
-
-def _cache_file(root: Path) -> Path:
-    digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
-    return cache_folder() / "listings" / f"{digest}.json"
-
-
 def _read_cache(file: Path, root: Path) -> Listing | None:
     try:
-        stored = json.loads(file.read_text())
+        stored = json.loads(file.read_bytes())
         folders, files = stored["folders"], stored["files"]
         if stored["version"] != _VERSION or any(_mtime(root / name) != t for name, t in folders.items()):
             return None
@@ -214,28 +197,6 @@ def _read_cache(file: Path, root: Path) -> Listing | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("ignored the unreadable listing %s (%s); reading %s again", file, error, root)
         return None
-
-
-def _write_cache(file: Path, content: dict) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w") as f:
-                json.dump(content, f)
-            os.replace(name, file)  # two processes may write at once: each file is whole
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
-    except OSError as error:
-        _warn_unwritable(str(file.parent), str(error))
-
-
-@functools.cache
-def _warn_unwritable(folder: str, error: str) -> None:
-    log.warning("folder listings are not kept, every start reads them anew: %s is not writable (%s). "
-                "Set EQVISION_CACHE to a writable folder", folder, error)  # fmt: skip
 
 
 def _mtime(folder: Path) -> int:

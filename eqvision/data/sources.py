@@ -1,21 +1,9 @@
-"""Random-access sources of labelled images: image folders, arrays, and the embedded digits."""
+"""What a source is, and the sources in memory: arrays, and the embedded digits."""
 
-import difflib
-import functools
-import logging
-import os
-import threading
-from collections import Counter
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, Num, Shaped, UInt8
-
-from eqvision.data.decode import CorruptImageError, check_in_channels, decode_image, readable_shape
-from eqvision.data.listing import Listing, check_same_classes, list_images, split_root
-
-log = logging.getLogger(__name__)
 
 Labels = Int[np.ndarray, " n"] | Float[np.ndarray, "n k"]
 
@@ -48,91 +36,6 @@ class Source(Protocol):
     def describe(self, index: int) -> str:
         """Names one example in an error message."""
         ...
-
-
-class ImageFolder:
-    """Images in one folder per class, ``{train,val,test}/CLASS/*.jpg`` or ``CLASS/*.jpg``; decoded on access.
-
-    Labels are positions in ``class_names``: the sorted folder names ("10" sorts before "2"), unless given.
-    A file that cannot be decoded raises CorruptImageError; with ``on_corrupt="skip"`` it is logged once, counted in
-    ``num_skipped`` and delivered black with weight 0, so that order and shapes stay as they were.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        split: str | None = None,
-        *,
-        in_channels: int = 3,
-        on_corrupt: str = "raise",
-        class_names: tuple[str, ...] | None = None,
-    ):
-        if on_corrupt not in ("raise", "skip"):
-            raise ValueError(f"on_corrupt={on_corrupt!r}; expected 'raise' or 'skip'")
-        check_in_channels(in_channels)
-        base = Path(path).expanduser().absolute()
-        self.root = split_root(base, split)
-        if split is not None and class_names is None:
-            check_same_classes(base, split)
-        listing = list_images(self.root)
-        self.class_names = tuple(class_names) if class_names is not None else listing.classes
-        self.labels, self._files = _flatten(listing, self.class_names, self.root)
-        self.in_channels, self.on_corrupt = in_channels, on_corrupt
-        self._skipped: set[int] = set()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Example:
-        index = range(len(self))[index]
-        try:
-            return Example(decode_image(self.describe(index), self.in_channels), self.labels[index], index)
-        except CorruptImageError as error:
-            if self.on_corrupt == "raise":
-                raise CorruptImageError(
-                    f"{error} (index {index}). Repair or remove the file, or pass on_corrupt='skip' to give such "
-                    "images weight 0"
-                ) from error
-            self._note_skip(index, error)
-            return Example(np.zeros(self._stand_in_shape, np.uint8), self.labels[index], index, weight=0.0)
-
-    def describe(self, index: int) -> str:
-        """Absolute path of the file."""
-        return os.path.join(self.root, self._files[index])
-
-    @property
-    def num_skipped(self) -> int:
-        """How many different files could not be decoded so far."""
-        return len(self._skipped)
-
-    def _note_skip(self, index: int, error: CorruptImageError) -> None:
-        with self._lock:
-            is_new = index not in self._skipped
-            self._skipped.add(index)
-        if is_new:
-            log.warning("skipped (weight 0): %s (index %d)", error, index)
-
-    @functools.cached_property
-    def _stand_in_shape(self) -> tuple[int, int, int]:
-        # Not the shape of whichever image came last: that would depend on the threads.
-        shapes = (readable_shape(self.root / file, self.in_channels) for file in self._files)
-        return next((s for s in shapes if s is not None), (1, 1, self.in_channels))
-
-
-def _flatten(listing: Listing, class_names: tuple[str, ...], root: Path) -> tuple[np.ndarray, list[str]]:
-    position = {name: i for i, name in enumerate(class_names)}
-    duplicates = sorted(name for name, count in Counter(class_names).items() if count > 1)
-    if duplicates:
-        raise ValueError(f"class_names has duplicates: {', '.join(duplicates)}")
-    for name in listing.classes:
-        if name not in position:
-            near = difflib.get_close_matches(name, class_names, n=3)
-            hint = f"; nearest: {', '.join(near)}" if near else f": {', '.join(class_names[:5])} ..."
-            raise ValueError(f"class folder {root / name} is not among the {len(class_names)} class_names{hint}")
-    counts = [len(files) for files in listing.files]
-    labels = np.repeat(np.array([position[name] for name in listing.classes], np.int32), counts)
-    return labels, [os.path.join(name, file) for name, files in zip(*listing, strict=True) for file in files]
 
 
 class Arrays:
@@ -224,7 +127,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     except ImportError as error:
         raise ImportError("the digits demo set needs scikit-learn: pip install eqvision[demo]") from error
     pixels, labels = load_digits(return_X_y=True)
-    return np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), labels.astype(np.int32)
+    return np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), np.asarray(labels, np.int32)
 
 
 def digits(split: str) -> Arrays:

@@ -8,9 +8,16 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
+
+from eqvision.data.augment import host_augmentations
+from eqvision.data.augment.operations import Fill
+
+if TYPE_CHECKING:  # recipes come after data: their type may be named here, their code not imported
+    import eqvision.recipes.config
 
 Image = UInt8[np.ndarray, "h w c"]
 Resized = UInt8[np.ndarray, "new_h new_w c"]
@@ -102,7 +109,10 @@ def random_resized_crop(
 
 
 def _random_region(
-    shape: tuple[int, int], rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
     rows, columns = shape
     for _ in range(10):
@@ -170,11 +180,35 @@ TRAIN_TRANSFORMS = {
 EVAL_CROP_FRACTIONS = {"imagenet": 0.875, "cifar": 1.0, "digits": 1.0, "none": 1.0}
 
 
-def train_transform(kind: str, size: int, interpolation: str = "bicubic") -> TrainTransform:
-    """``(image, rng) -> image`` of ``size`` x ``size``; kinds "imagenet", "cifar", "digits", "none"."""
+def train_transform(
+    kind: str,
+    size: int,
+    interpolation: str = "bicubic",
+    augment: "eqvision.recipes.config.AugmentConfig | None" = None,
+    fill: Fill = 128,
+) -> TrainTransform:
+    """``(image, rng) -> image`` of ``size`` x ``size``; kinds "imagenet", "cifar", "digits", "none".
+
+    Crop and flip, then what ``augment`` adds on the host: colour jitter, then the policy, which works on the final
+    size as in published recipes, so that its cost does not depend on the file. AutoAugment takes the table found on
+    CIFAR-10 for the kind "cifar", else ImageNet's. ``fill`` is the level (or one for each channel) that rotation,
+    shear and translation leave behind: pass ``mean_fill(mean)``. Raises ValueError for unknown names and for options
+    of ``augment`` out of range.
+    """
     _check_name("transform", kind, TRAIN_TRANSFORMS)
     _filter_number(interpolation)
-    return functools.partial(TRAIN_TRANSFORMS[kind], size=size, interpolation=interpolation)
+    crop = functools.partial(TRAIN_TRANSFORMS[kind], size=size, interpolation=interpolation)
+    if augment is None:
+        return crop
+    table = "cifar" if kind == "cifar" else "imagenet"
+    added = host_augmentations(augment, table=table, interpolation=interpolation, fill=fill)
+    return functools.partial(_in_turn, steps=(crop, *added)) if added else crop
+
+
+def _in_turn(image: np.ndarray, rng: np.random.Generator, steps: Sequence[TrainTransform]) -> np.ndarray:
+    for step in steps:
+        image = step(image, rng)
+    return image
 
 
 def eval_transform(

@@ -32,8 +32,11 @@ class MapHead(eqx.Module):
         self, features: Features, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "b k"], eqx.nn.State]:
         del train, key
-        pooled = jnp.mean(features[-1].astype(jnp.float32), axis=(1, 2))
-        return self.linear(pooled), state
+        return self.linear(self.pooled(features)), state
+
+    def pooled(self, features: Features) -> Float[Array, "b d"]:
+        """What the linear layer reads, in float32."""
+        return jnp.mean(features[-1].astype(jnp.float32), axis=(1, 2))
 
     def reset(self, num_classes: int, *, key: PRNGKeyArray) -> "MapHead":
         return MapHead(self.linear.weight.shape[0], num_classes, key=key)
@@ -107,10 +110,14 @@ class TokenHead(eqx.Module):
         self, features: TokenFeatures, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> tuple[Logits, eqx.nn.State]:
         del train, key
+        return self.linear(self.pooled(features)), state
+
+    def pooled(self, features: TokenFeatures) -> Float[Array, "b ... d"]:
+        """What the linear layer reads, in float32: behind the pre-logits layer where there is one."""
         pooled = self._pool(features)
         if self.pre_logits is not None:
             pooled = jnp.tanh(self.pre_logits(pooled))
-        return self.linear(pooled.astype(jnp.float32)), state
+        return pooled.astype(jnp.float32)
 
     def _pool(self, features: TokenFeatures) -> Float[Array, "b ... d"]:
         if self.pool == "token":

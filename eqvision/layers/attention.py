@@ -193,5 +193,5 @@ class Attention(eqx.Module):
         )
         return dropout(self.out(mixed.reshape(query.shape)), self.dropout, train=train, key=key)
 
-    def _heads(self, x: Float[Array, "bn d"], batch: int) -> Float[Array, "b n h e"]:
+    def _heads(self, x: Float[Array, "bn d"], batch) -> Float[Array, "b n h e"]:  # no int in jax.export: a symbol
         return x.reshape(batch, -1, self.num_heads, x.shape[-1] // self.num_heads)

@@ -81,7 +81,7 @@ class AugmentConfig:
     """Random changes to training images beyond the crop and flip of data.transform."""
 
     policy: Literal["none", "randaugment", "trivialaugment", "autoaugment", "three_augment"] = "none"
-    """On the host, image by image, after crop and flip."""
+    """On the host, image by image, after crop and flip. autoaugment takes CIFAR-10's table with the cifar transform."""
     num_ops: int = 2
     """RandAugment: operations for each image."""
     magnitude: float = 9.0
@@ -89,7 +89,7 @@ class AugmentConfig:
     magnitude_std: float = 0.0
     """RandAugment: standard deviation of the strength; timm and DeiT train with 0.5."""
     color_jitter: float = 0.0
-    """Largest relative change of brightness, contrast and saturation; 0.3 or 0.4 are common."""
+    """Largest relative change of brightness, contrast and saturation; 0 is off, but three_augment then takes 0.3."""
     random_erasing: float = 0.0
     """Probability that a region is replaced by noise (on the device); DeiT trains with 0.25."""
     mixup: float = 0.0
@@ -99,7 +99,8 @@ class AugmentConfig:
     cutmix_share: float = 0.5
     """Share of batches that take CutMix where both are on."""
     repeats: int = 1
-    """Repeated augmentation: how often each image appears in a batch, each time augmented anew (Hoffer et al. 2020)."""
+    """How often each image appears in a batch, each time augmented anew (Hoffer et al. 2020). It must divide the batch
+    size; an epoch then sees 1 / repeats of the images."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,10 @@ class OptimizerConfig:
     """Peak learning rate; no scaling by batch size is applied."""
     weight_decay: float = 1e-4
     """Decoupled weight decay (SGD: L2), on parameters of two and more axes only."""
-    momentum: float = 0.9
-    """Momentum of SGD and Muon, first decay rate of the others."""
-    beta2: float = 0.999
-    """Second decay rate of the adaptive ones."""
+    momentum: float | None = None
+    """Momentum of SGD and Muon, first decay rate of the others; None keeps the optimizer's own (0.9, muon 0.95)."""
+    beta2: float | None = None
+    """Second decay rate of the adaptive ones; None keeps the optimizer's own (0.999, lion 0.99)."""
     eps: float | None = None
     """Added to the denominator of the adaptive ones; None keeps the optimizer's own."""
     clip_norm: float | None = 1.0
@@ -239,7 +240,7 @@ class EvalConfig:
     evaluators: tuple[Literal["linear_probe", "few_shot", "knn"], ...] = ()
     """Any of linear_probe, few_shot, knn."""
     every: int | None = None
-    """Steps between them; None runs them at the end only."""
+    """Steps between them, a multiple of loop.eval_every; None runs them at the end only."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,15 @@
-"""Configurations as nested dictionaries: written to config.yaml, read back, compared."""
+"""Configurations as nested dictionaries: written to config.yaml, read back with every value checked, compared."""
 
 import dataclasses
-from typing import Any, TypeVar, get_type_hints
+import difflib
+import re
+import types
+import typing
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+# YAML 1.2 has 1e-3 as a number; PyYAML follows 1.1, which wants a point and a sign, and gives the text.
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -15,22 +21,125 @@ def to_dict(config: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """The dataclass ``kind`` from nested dictionaries. Raises ValueError for a field that it does not have."""
+    """The dataclass ``kind`` from nested dictionaries; fields that are absent take its defaults.
+
+    Raises ValueError that names the dotted key: for a field that does not exist, with the nearest that do, and for a
+    value of another type. Lists become tuples, whole numbers become floats where the field is one.
+    """
+    return kind(**_fields(kind, values, ""))
+
+
+def overlay(base: T, values: dict[str, Any]) -> T:
+    """``base`` with the fields that ``values`` names, section by section. Raises as ``from_dict``."""
+    return _overlay(base, values, "")
+
+
+def _overlay(base: Any, values: Any, where: str) -> Any:
+    hints = get_type_hints(type(base))
+    _check_names(type(base), values, where)
+    changes = {}
+    for name, value in values.items():
+        old, key = getattr(base, name), f"{where}{name}"
+        section = dataclasses.is_dataclass(old)
+        changes[name] = _overlay(old, value, f"{key}.") if section else _typed(hints[name], value, key)
+    return dataclasses.replace(base, **changes)
+
+
+def _fields(kind: Any, values: Any, where: str) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
+    _check_names(kind, values, where)
+    needed = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    missing = [f"{where}{name}" for name in needed if name not in values]
+    if missing:
+        raise ValueError(f"{kind.__name__} lacks {', '.join(missing)}")
+    return {name: _typed(hints[name], value, f"{where}{name}") for name, value in values.items()}
+
+
+def _check_names(kind: Any, values: Any, where: str) -> None:
+    if not isinstance(values, dict):
+        raise _wrong(where.rstrip(".") or kind.__name__, "a section of options", values)
+    names = [field.name for field in dataclasses.fields(kind)]
+    unknown = [name for name in values if name not in names]
     if unknown:
-        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}; it has {', '.join(hints)}")
-    return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
+        lines = [f"{where}{name} does not exist; nearest: {_nearest(str(name), names, where)}" for name in unknown]
+        raise ValueError(f"{kind.__name__} has no field {', '.join(map(str, unknown))}: " + "; ".join(lines))
 
 
-def _typed(hint: Any, value: Any) -> Any:
+def _nearest(name: str, valid: list[str], where: str = "") -> str:
+    close = difflib.get_close_matches(name.replace("-", "_"), valid, n=3, cutoff=0.4) or valid
+    return ", ".join(f"{where}{other}" for other in close)
+
+
+def _typed(hint: Any, value: Any, key: str) -> Any:
+    """``value`` as the field's type says, or ValueError."""
+    origin = get_origin(hint)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)
-    return tuple(value) if isinstance(value, list) else value
+        return hint(**_fields(hint, value, f"{key}."))
+    if origin in (Union, types.UnionType):
+        return _optional(hint, value, key)
+    if origin is Literal:
+        return _literal(get_args(hint), value, key)
+    if origin is tuple:
+        return _tuple(get_args(hint), value, key)
+    if origin is dict:
+        return _dict(get_args(hint), value, key)
+    return _scalar(hint, value, key)
+
+
+def _optional(hint: Any, value: Any, key: str) -> Any:
+    """``X | None``, the only union that configurations have."""
+    kind = next(kind for kind in get_args(hint) if kind is not type(None))
+    return None if value is None else _typed(kind, value, key)
+
+
+def _literal(choices: tuple[Any, ...], value: Any, key: str) -> Any:
+    for choice in choices:
+        if value == choice and type(value) is type(choice):
+            return choice
+    close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ValueError(f"{key}: {value!r} is none of {', '.join(map(str, choices))}{hint}")
+
+
+def _tuple(kinds: tuple[Any, ...], value: Any, key: str) -> tuple:
+    if not isinstance(value, (list, tuple)):
+        raise _wrong(key, "a list, such as [...]", value)
+    if kinds[-1:] == (...,):
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        raise ValueError(f"{key}: expected {len(kinds)} values, got {len(value)}: {value!r}")
+    return tuple(_typed(kind, item, f"{key}[{n}]") for n, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _dict(kinds: tuple[Any, ...], value: Any, key: str) -> dict:
+    if not isinstance(value, dict):
+        raise _wrong(key, "names with values, such as {name: value}", value)
+    return {_typed(kinds[0], name, f"{key} (name)"): _typed(kinds[1], v, f"{key}[{name}]") for name, v in value.items()}
+
+
+def _scalar(kind: Any, value: Any, key: str) -> Any:
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str) and NUMBER.fullmatch(value):
+        return float(value)
+    if kind is typing.Any or type(value) is kind:
+        return value
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text (in quotes, if it looks like "}
+    expected = words.get(kind, str(kind)) + "something else)" * (kind is str)
+    raise _wrong(key, expected, value)
+
+
+def _wrong(key: str, expected: str, value: Any) -> ValueError:
+    given = "nothing" if value is None else f"{type(value).__name__} {value!r}"
+    return ValueError(f"{key}: expected {expected}, got {given}")
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,0 +1,96 @@
+"""``eqvision viz data RECIPE`` and ``eqvision viz attention RUN IMAGE...``: pictures as PNG."""
+
+import argparse
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from eqvision.commands.arguments import fail, parse, parse_recipe, unknown
+from eqvision.recipes.config import TrainConfig
+
+USAGE = """usage: eqvision viz data RECIPE [options of train] [--out FILE.png] [--step 1] [--count 32]
+           the first images of a training step's batch after all augmentation, with labels, shares and weights
+       eqvision viz attention RUN_FOLDER IMAGE... [--out FOLDER]
+           where a vision transformer looks: every layer and head, and the rollout"""
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """Attention maps of a run's newest checkpoint on images: NAME_layers.png and NAME_heads.png for each."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_FOLDER")]
+    """Run folder of a vision transformer."""
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE...")]
+    """Image files."""
+    out: Path | None = None
+    """Folder of the pictures; default is RUN_FOLDER/attention."""
+
+
+def run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    kinds = {"data": draw_data, "attention": draw_attention}
+    if arguments[0] not in kinds:
+        fail(unknown("picture", arguments[0], list(kinds)))
+    kinds[arguments[0]](arguments[1:])
+
+
+def draw_data(arguments: list[str]) -> None:
+    given, rest = _data_options().parse_known_args(arguments)
+    if "-h" in rest or "--help" in rest:
+        print(f"{USAGE}\n")
+    config = parse_recipe(rest, "eqvision viz data")
+    if config is None:
+        return
+    path = Path(f"{rest[0]}_batch.png") if given.out is None else given.out
+    if path.suffix.lower() != ".png":
+        fail(f"--out {path} is the picture here and not a run folder; expected a name that ends in .png")
+    _need_matplotlib()
+    from eqvision.viz import draw_batch, training_batch
+
+    batch = training_batch(config, given.step, given.count)
+    title = f"{rest[0]}: {len(batch.images)} of the {batch.size} images of training step {given.step}"
+    print(draw_batch(batch, path, f"{title}\n{_changes(config)}"))
+
+
+def _data_options() -> argparse.ArgumentParser:
+    """What is no option of training, or means something else here."""
+    parser = argparse.ArgumentParser(prog="eqvision viz data", add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--step", type=int, default=1)
+    parser.add_argument("--count", type=int, default=32)
+    return parser
+
+
+def _changes(config: TrainConfig) -> str:
+    """What was done to the images, for the title."""
+    augment = config.augment
+    steps = [f"transform {config.data.transform}", *([augment.policy] if augment.policy != "none" else [])]
+    values = {name: getattr(augment, name) for name in ("color_jitter", "mixup", "cutmix", "random_erasing")}
+    steps += [f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if value]
+    steps += [f"{augment.repeats} repeats"] if augment.repeats > 1 else []
+    return ", ".join(steps)
+
+
+def draw_attention(arguments: list[str]) -> None:
+    options = parse(AttentionOptions, arguments, "eqvision viz attention")
+    if not options.images:
+        fail("name at least one image: eqvision viz attention RUN_FOLDER IMAGE...")
+    _need_matplotlib()
+    from eqvision import viz
+    from eqvision.predict import load_run
+
+    loaded = load_run(options.run)
+    out = options.run / "attention" if options.out is None else options.out
+    for image in options.images:
+        layers, heads = viz.draw_attention(loaded, image, out)
+        print(f"{image}: {layers} {heads}")
+
+
+def _need_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        fail("pictures are drawn by matplotlib, which is not installed: pip install 'eqvision[plots]'")

@@ -1,0 +1,125 @@
+"""What a model file says about its model, and the models that files are made of: a run's, or the zoo's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eqvision.classifiers import Classifier
+from eqvision.data import EVAL_CROP_FRACTIONS
+from eqvision.export.names import named_tensors, rebuild
+from eqvision.recipes import DataConfig
+from eqvision.run_folder import versions
+from eqvision.zoo import create
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model file says about its model."""
+
+    model: str
+    """Name in the zoo."""
+    num_classes: int
+    """Outputs."""
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    in_channels: int
+    """1 is grey, 3 is RGB."""
+    class_names: tuple[str, ...]
+    """In the order of the outputs; empty where they have no names."""
+    task: Literal["single_label", "multi_label", "regression"]
+    """Softmax of the outputs, sigmoid of the outputs, or the outputs themselves."""
+    mean: tuple[float, ...]
+    """Mean of the channels in [0, 1]; one value serves all channels."""
+    std: tuple[float, ...]
+    """Standard deviation of the channels in [0, 1]; one value serves all channels."""
+    interpolation: str
+    """Pillow's filter by which images are resized."""
+    crop_fraction: float
+    """The shorter side is resized to the size over this share, then the middle is cut out."""
+    origin: str
+    """The run and its step, or that the parameters are random."""
+    versions: dict[str, str]
+    """Versions of Python and the packages that wrote the file."""
+
+
+class ModelFile(NamedTuple):
+    """A model and what its file says about it."""
+
+    model: Classifier
+    state: eqx.nn.State
+    card: Card
+
+
+def model_of_run(path: str | Path) -> ModelFile:
+    """The newest checkpoint of a run folder. Raises what ``load_run`` raises.
+
+    Dropout, rematerialisation and the implementation of attention are the zoo's: a file holds numbers, not how they
+    are computed, and a fused kernel of one device would tie the program to it.
+    """
+    from eqvision.predict import load_run
+
+    run = load_run(path)
+    config, data = run.config, run.config.data
+    card = Card(
+        model=config.model.name,
+        num_classes=_width(run.model, run.stats, config.model.image_size, config.model.in_channels),
+        image_size=(config.model.image_size, config.model.image_size),
+        in_channels=config.model.in_channels,
+        class_names=run.class_names,
+        task=config.task.kind,
+        mean=data.mean,
+        std=data.std,
+        interpolation=data.interpolation,
+        crop_fraction=EVAL_CROP_FRACTIONS[data.transform],
+        origin=f"run {Path(path).resolve().name}, step {run.step}",
+        versions=versions(),
+    )
+    return with_tensors(card, named_tensors(run.model, run.stats), "the run")
+
+
+def model_of_zoo(
+    name: str, *, num_classes: int = 1000, image_size: int = 224, in_channels: int = 3, seed: int = 0
+) -> ModelFile:
+    """An untrained model of the zoo. Raises UnknownNameError, and ValueError for a size that the model cannot take."""
+    model, state = create(
+        name, num_classes=num_classes, image_size=image_size, in_channels=in_channels, key=jax.random.key(seed)
+    )
+    data = DataConfig()
+    card = Card(
+        model=name,
+        num_classes=num_classes,
+        image_size=(image_size, image_size),
+        in_channels=in_channels,
+        class_names=(),
+        task="single_label",
+        mean=data.mean,
+        std=data.std,
+        interpolation=data.interpolation,
+        crop_fraction=EVAL_CROP_FRACTIONS["imagenet"],
+        origin=f"random parameters of seed {seed}: untrained",
+        versions=versions(),
+    )
+    return ModelFile(model, state, card)
+
+
+def with_tensors(card: Card, tensors: dict[str, np.ndarray], where: str) -> ModelFile:
+    """The card's model with these tensors. Raises ValueError for an unknown model, and one that names differences."""
+    model, state = rebuild(
+        card.model,
+        tensors,
+        where,
+        num_classes=card.num_classes,
+        image_size=card.image_size,
+        in_channels=card.in_channels,
+    )
+    return ModelFile(model, state, card)
+
+
+def _width(model: Classifier, state: eqx.nn.State, size: int, channels: int) -> int:
+    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    return eqx.filter_eval_shape(lambda m, s, x: m(x, s)[0], model, state, images).shape[-1]

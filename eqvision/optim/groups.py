@@ -1,0 +1,193 @@
+"""Which parameters decay, train, and at what share of the learning rate: by their names in the tree.
+
+Names are the fields on the way to a leaf, joined by dots, such as ``backbone.encoder.blocks.attention.query.weight``.
+Blocks of a model are what its fields call ``blocks``, ``stages.0.3``, ``stages.0.first``, ``stages.0.rest`` or
+``hidden.0``. The fields ``blocks`` and ``rest`` hold equal blocks stacked along a leading axis, which no rule about
+the shape of a parameter counts.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from eqvision.names import nearest
+from eqvision.recipes.config import OptimizerConfig
+
+Leaf = Array | jax.ShapeDtypeStruct  # names and shapes are all that counts
+
+_BLOCK = re.compile(r"(?:.*?\.)?(?:blocks(?:\.\d+)?|stages\.\d+\.(?:first|rest|\d+)|hidden\.\d+)(?=\.|$)")
+
+
+class ParameterSettings(NamedTuple):
+    """How one leaf is trained. ``layer_factors`` has one value, or one for each layer of a stack."""
+
+    frozen: bool
+    weight_decay: float
+    multiplier: float
+    layer_factors: tuple[float, ...]
+
+    @property
+    def learning_rate_factor(self) -> np.ndarray:
+        """What the learning rate is multiplied by: shape (1,), or (depth,) for a stack under layer-wise decay."""
+        return self.multiplier * np.asarray(self.layer_factors, np.float64)
+
+
+def leaf_name(path: tuple) -> str:
+    """The name of the leaf at a key path of ``jax.tree_util``."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def block_name(name: str) -> str | None:
+    """The block or stack of blocks that a parameter belongs to; None for embeddings, stems, final norms and heads."""
+    found = _BLOCK.match(name)
+    return found[0] if found else None
+
+
+def is_stacked(name: str) -> bool:
+    """Whether the leaf's first axis counts equal blocks."""
+    block = block_name(name)
+    return block is not None and block.rsplit(".", 1)[-1] in ("blocks", "rest")
+
+
+def layer_axes(name: str, ndim: int) -> tuple[int, ...]:
+    """The axes of one layer's parameter: all but the leading one of a stack."""
+    return tuple(range(int(is_stacked(name)), ndim))
+
+
+def is_matrix(name: str, ndim: int) -> bool:
+    """Whether the leaf is the weight of a linear map or convolution: no bias, scale, token or position."""
+    fields = name.split(".")
+    return fields[-1] == "weight" and "position" not in fields and len(layer_axes(name, ndim)) >= 2
+
+
+def decay_mask(params: PyTree) -> PyTree[bool]:
+    """True where weight decay applies: matrices and convolutions, not biases, scales, tokens and positions."""
+    return jax.tree.map_with_path(lambda path, leaf: is_matrix(leaf_name(path), leaf.ndim), params)
+
+
+def frozen_mask(config: OptimizerConfig, params: PyTree) -> PyTree[bool]:
+    """True for the parameters that ``config.freeze`` names. Raises UnknownNameError for a pattern without a match."""
+    settings = parameter_settings(config, params)
+    return jax.tree.map_with_path(lambda path, _: settings[leaf_name(path)].frozen, params)
+
+
+def parameter_settings(config: OptimizerConfig, params: PyTree) -> dict[str, ParameterSettings]:
+    """The settings of every leaf, by name, from the regular expressions and the layer decay of the configuration.
+
+    A pattern is searched for anywhere in the name (``^`` and ``$`` tie it down); of several, the first that matches
+    counts. Raises UnknownNameError for a pattern that matches nothing, ValueError for one that is no regular
+    expression, for a configuration that freezes everything, and for a layer decay without blocks.
+    """
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    multipliers = _first_matches(config.learning_rate_multipliers, leaves, "learning-rate-multipliers")
+    decays = _first_matches(config.weight_decays, leaves, "weight-decays")
+    frozen = _first_matches(dict.fromkeys(config.freeze, 1.0), leaves, "freeze")
+    if leaves and len(frozen) == len(leaves):
+        patterns = " ".join(config.freeze)
+        raise ValueError(f"--optimizer.freeze {patterns} freezes all {len(leaves)} parameters; leave some to train")
+    layers = {} if config.layer_decay is None else layer_factors(params, config.layer_decay)
+    return {
+        name: ParameterSettings(
+            frozen=name in frozen,
+            weight_decay=decays.get(name, config.weight_decay if is_matrix(name, leaf.ndim) else 0.0),
+            multiplier=multipliers.get(name, 1.0),
+            layer_factors=layers.get(name, (1.0,)),
+        )
+        for name, leaf in leaves.items()
+    }
+
+
+def layer_factors(params: PyTree, decay: float) -> dict[str, tuple[float, ...]]:
+    """Layer-wise learning-rate decay (Clark et al. 2020; Bao et al. 2022, BEiT): ``decay ** (layers above)`` by name.
+
+    Blocks are layers 1 to depth in the order of the tree. What comes before them (patch embedding, positions, class
+    token, stem) is layer 0. What follows the last block (final norm, head) has the factor 1, and the last block has
+    ``decay``. What lies between blocks, as the embedding of a hybrid ViT does, goes with the block before it.
+    A stack has one factor for each of its layers. Raises ValueError where the tree has no blocks.
+    """
+    leaves = [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    if leaves and not any(block_name(name) for name, _ in leaves):
+        raise ValueError(
+            f"--optimizer.layer-decay {decay}: the model has no blocks to order (its parameters are "
+            f"{', '.join(name for name, _ in leaves[:3])} ...); set learning_rate_multipliers instead"
+        )
+    layers, depth = _number_layers(leaves)
+    return {name: tuple(decay ** (depth + 1 - layer) for layer in numbers) for name, numbers in layers.items()}
+
+
+def _number_layers(leaves: list[tuple[str, Leaf]]) -> tuple[dict[str, range], int]:
+    """The layers of each leaf and the number of blocks."""
+    last = max((i for i, (name, _) in enumerate(leaves) if block_name(name)), default=0)
+    starts: dict[str, int] = {}
+    layers, depth = {}, 0
+    for i, (name, leaf) in enumerate(leaves):
+        block, count = block_name(name), leaf.shape[0] if is_stacked(name) else 1
+        if block is None:
+            layers[name] = range(depth, depth + 1) if i < last else range(depth + 1, depth + 2)
+            continue
+        if block not in starts:
+            starts[block], depth = depth + 1, depth + count
+        layers[name] = range(starts[block], starts[block] + count)
+    return layers, depth
+
+
+def _first_matches(patterns: dict[str, float], names: Iterable[str], option: str) -> dict[str, float]:
+    """The value of the first pattern that is found in each name, for the names that have one."""
+    compiled = [(_compile(pattern, option), value) for pattern, value in patterns.items()]
+    names = list(names)
+    for regex, _ in compiled:
+        # An empty tree is the placeholder with which optax finds the parameters inside an optimizer's state.
+        if names and not any(regex.search(name) for name in names):
+            raise nearest(regex.pattern, _parts(names), f"--optimizer.{option}: a parameter that matches")
+    found = {}
+    for name in names:
+        values = [value for regex, value in compiled if regex.search(name)]
+        if values:
+            found[name] = values[0]
+    return found
+
+
+def _compile(pattern: str, option: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"--optimizer.{option}: {pattern!r} is no regular expression: {error}") from error
+
+
+def _parts(names: list[str]) -> list[str]:
+    """Fields, beginnings and whole names: what a mistyped pattern may have meant."""
+    parts: dict[str, None] = {}
+    for name in names:
+        fields = name.split(".")
+        parts.update(dict.fromkeys(field for field in fields if not field.isdigit()))
+        parts.update(dict.fromkeys(".".join(fields[:end]) for end in range(1, len(fields) + 1)))
+    return list(parts)
+
+
+def add_weight_decays(settings: dict[str, ParameterSettings]) -> optax.GradientTransformation:
+    """Add each parameter times its weight decay; leaves without decay pass untouched."""
+
+    def leaf(path: tuple, update: Array, param: Array) -> Array:
+        decay = settings[leaf_name(path)].weight_decay
+        return update if decay == 0 else update + decay * param
+
+    return optax.stateless(lambda updates, params: jax.tree.map_with_path(leaf, updates, params))
+
+
+def scale_by_factors(settings: dict[str, ParameterSettings]) -> optax.GradientTransformation:
+    """Multiply each update by its share of the learning rate; layers of a stack have one each."""
+
+    def leaf(path: tuple, update: Array) -> Array:
+        factor = settings[leaf_name(path)].learning_rate_factor
+        if np.all(factor == 1):
+            return update
+        shape = factor.shape + (1,) * (update.ndim - 1) if factor.size > 1 else ()
+        return update * jnp.asarray(factor.reshape(shape), update.dtype)
+
+    return optax.stateless(lambda updates, params: jax.tree.map_with_path(leaf, updates))

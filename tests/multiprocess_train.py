@@ -1,0 +1,28 @@
+"""``eqvision ARGUMENTS...``, with the example ids of each step written to the folder $EQVISION_TEST_IDS."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+
+import eqvision.train as train_module
+from eqvision.cli import main
+
+
+def recorded(stream):
+    def read(setup, start_step):
+        file = Path(os.environ["EQVISION_TEST_IDS"]) / f"{start_step}-{jax.process_index()}.jsonl"
+        with file.open("w") as lines:
+            for step, batch in enumerate(stream(setup, start_step), start_step + 1):
+                lines.write(json.dumps({"step": step, "ids": batch.indices.tolist()}) + "\n")
+                lines.flush()
+                yield batch
+
+    return read
+
+
+if __name__ == "__main__":
+    train_module.training_stream = recorded(train_module.training_stream)
+    main(sys.argv[1:])
