@@ -80,6 +80,8 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors about what was given. Anything else is a defect and shows its trace."""
     from eqvision.checkpoint import CheckpointError
     from eqvision.data import CorruptImageError
+    from eqvision.distributed import MeetingError
+    from eqvision.profiling import DeviceMemoryError
     from eqvision.run_folder import RunFolderError
     from eqvision.window import DivergedError
 
@@ -89,7 +91,10 @@ def _expected_errors() -> tuple[type[Exception], ...]:
         NotADirectoryError,
         KeyError,
         CorruptImageError,
+        ImportError,
         CheckpointError,
+        DeviceMemoryError,
+        MeetingError,
         RunFolderError,
         DivergedError,
     )

@@ -28,7 +28,7 @@ def write_report(
         plot_confusion(folder.path / "confusion.png", evaluation.confusion, class_names)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """A figure without a display and without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def _figure(width: float, height: float) -> Any:
 
 def plot_curves(path: Path, rows: list[Row], headline: str) -> None:
     """Training and test loss on the left, the headline metric on the right."""
-    figure = _figure(10.0, 4.0)
+    figure = new_figure(10.0, 4.0)
     left, right = figure.subplots(1, 2)
     for name in ("train/loss", "test/loss"):
         _line(left, rows, name)
@@ -64,7 +64,7 @@ def plot_samples(path: Path, evaluation: Evaluation, class_names: tuple[str, ...
     samples = evaluation.samples
     columns = 4
     lines = max(1, -(-len(samples.images) // columns))
-    figure = _figure(2.2 * columns, 2.4 * lines)
+    figure = new_figure(2.2 * columns, 2.4 * lines)
     grid = np.atleast_1d(figure.subplots(lines, columns)).ravel()
     for axes in grid:
         axes.axis("off")
@@ -84,7 +84,7 @@ def plot_confusion(path: Path, counts: np.ndarray, class_names: tuple[str, ...])
     """Rows are the true classes, columns the predicted ones; numbers where there are few classes."""
     few = len(class_names) <= 20
     size = 1.5 + 0.45 * len(class_names) if few else 9.0
-    figure = _figure(size + 1, size)
+    figure = new_figure(size + 1, size)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

@@ -15,13 +15,13 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from eqvision.classifiers import Classifier
 from eqvision.data import augment_batch, normalize
 from eqvision.losses import logit_distillation, token_distillation, weighted_sums
 from eqvision.ops.collectives import DATA_AXES, global_sum
-from eqvision.optim import ema_decay, update_ema
+from eqvision.optim import ema_decay, frozen_mask, update_ema
 from eqvision.recipes import DistillConfig, TrainConfig
 from eqvision.sharding import gather, parameter_specs, without_model
 from eqvision.state import TrainState
@@ -81,7 +81,7 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, cast(optax.Params, state.model))
         model = eqx.apply_updates(state.model, updates)
         new = TrainState(model, stats, opt_state, _average(config, state, model), state.step + 1)
-        return new, StepLog(loss, optax.tree.norm(grads))
+        return new, StepLog(loss, _norm(grads, config))
 
     return CompiledStep(step, teacher)
 
@@ -119,6 +119,16 @@ def check_accumulation(config: TrainConfig, mesh: Mesh) -> None:
         )
 
 
+def step_key(seed: int, number: int | Int[Array, ""]) -> Key[Array, ""]:
+    """Of the step after ``number`` steps; each device folds its index into it, each part of a batch its own."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), number)
+
+
+def augment_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    """For what is drawn on the device before the model runs, which folds 0, 1 and 2 itself."""
+    return jax.random.fold_in(key, 3)
+
+
 def _gradients(
     batch: ClassificationBatch,
     shards: Classifier,
@@ -136,8 +146,7 @@ def _gradients(
     Every device differentiates its own copy of the gathered parameters; the transpose of the gathering adds the
     copies' gradients up, once for all parts of an accumulated batch.
     """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), number)
-    key = jax.random.fold_in(key, lax.axis_index(DATA_AXES))
+    key = jax.random.fold_in(step_key(config.seed, number), lax.axis_index(DATA_AXES))
     params, add_up = jax.vjp(lambda shards: _copies(gather(shards, specs)), shards)
 
     def part(rows: ClassificationBatch, stats: eqx.nn.State, key: PRNGKeyArray) -> Sums:
@@ -198,7 +207,7 @@ def _loss(
     labels, mixing = batch.labels, config.augment
     if mixing.mixup or mixing.cutmix or mixing.random_erasing:
         images, labels = augment_batch(
-            images, labels, batch.weights, jax.random.fold_in(key, 3), config=mixing, num_classes=num_classes
+            images, labels, batch.weights, augment_key(key), config=mixing, num_classes=num_classes
         )
     images = jnp.asarray(images, jnp.dtype(config.loop.compute_dtype))
     features, new = params.features(images, stats, train=True, key=key)
@@ -223,6 +232,14 @@ def _distilled(values, outputs, features, images: Array, teacher: Teacher, confi
         wanted, _ = teacher.model.head(taught, teacher.stats)
         extra = logit_distillation(outputs, wanted, temperature=config.temperature)
     return (1 - config.weight) * values + config.weight * extra
+
+
+def _norm(grads: Classifier, config: TrainConfig) -> Float[Array, ""]:
+    """Of the gradients that are used: those of frozen parameters are then never computed."""
+    if not config.optimizer.freeze:
+        return optax.tree.norm(grads)
+    frozen = frozen_mask(config.optimizer, grads)
+    return optax.tree.norm(jax.tree.map(lambda grad, is_frozen: None if is_frozen else grad, grads, frozen))
 
 
 def _average(config: TrainConfig, state: TrainState, model: Classifier) -> Classifier | None:

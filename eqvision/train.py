@@ -27,7 +27,7 @@ from eqvision.finetune import load_teacher, start_from
 from eqvision.loggers import Loggers, open_loggers
 from eqvision.mesh import BATCH, check_batch_size, make_mesh
 from eqvision.optim import make_optimizer, make_schedule, parameter_table
-from eqvision.profiling import StepTrace, describe_program, memory_errors, step_cost, training_flops
+from eqvision.profiling import Cost, StepTrace, describe_program, memory_errors, step_cost
 from eqvision.progress import Progress
 from eqvision.recipes import TrainConfig, to_dict
 from eqvision.report import write_report
@@ -186,10 +186,15 @@ class _Loop:
         step = make_step(setup.task, setup.optimizer, setup.mesh, config, setup.num_classes, teacher)
         trace = StepTrace(config.log.profile, self.folder.path / "profile", first=self.first, total=setup.total)
         layout = NamedSharding(setup.mesh, BATCH)
-        with memory_errors(), trace, device_feed(training_stream(setup, self.first), layout) as feed:
-            batches = self._compiled(step, feed) if self.first < setup.total else iter(())
+        with (
+            memory_errors(lambda: step.compiled),
+            trace,
+            device_feed(training_stream(setup, self.first), layout) as feed,
+        ):
             cost = step_cost(config, setup.num_classes)
-            with Progress(self.first, setup.total, config.loop.batch_size, cost) as progress:
+            batches = self._compiled(step, feed, cost) if self.first < setup.total else iter(())
+            waited = feed.wait_seconds
+            with Progress(self.first, setup.total, config.loop.batch_size, cost, waited) as progress:
                 if self.unevaluated:  # the run was stopped between this step and its evaluation
                     self._evaluate(self.first, progress)
                 for number, batch in enumerate(batches, self.first + 1):
@@ -199,13 +204,12 @@ class _Loop:
                     self._follow_up(number, progress, feed)
         return self.evaluation or self.evaluator(self.state.evaluated, self.state.stats)
 
-    def _compiled(self, step: CompiledStep, feed: DeviceFeed) -> Iterator[ClassificationBatch]:
+    def _compiled(self, step: CompiledStep, feed: DeviceFeed, cost: Cost) -> Iterator[ClassificationBatch]:
         """Compile for the first batch, say what the step needs, and give all batches of the run."""
         batch = next(feed)
         step.compile(batch, self.state)
         if is_main_process():
-            flops = training_flops(self.config, self.setup.num_classes)
-            print(*describe_program(step.compiled, flops, jax.local_devices()[0]), sep="\n", file=sys.stderr)
+            print(*describe_program(step.compiled, cost.flops, jax.local_devices()[0]), sep="\n", file=sys.stderr)
             self._describe_parameters()
         return itertools.islice(itertools.chain([batch], feed), self.setup.total - self.first)
 

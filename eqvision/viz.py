@@ -14,7 +14,8 @@ from eqvision.data import augment_batch, normalize
 from eqvision.mesh import batch_shards
 from eqvision.predict import Run, prepare
 from eqvision.recipes import TrainConfig
-from eqvision.report import _figure
+from eqvision.report import new_figure
+from eqvision.step import augment_key, step_key
 from eqvision.train import Setup, set_up, training_stream
 from eqvision.types import ClassificationBatch
 
@@ -79,9 +80,8 @@ def augment_rows(
 
 def _key(seed: int, step: int, device: int, part: int | None) -> Any:
     """The key that the training step (eqvision/step.py) gives to ``augment_batch``; a test holds the two together."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step - 1)
-    key = jax.random.fold_in(key, device)
-    return jax.random.fold_in(key if part is None else jax.random.fold_in(key, part), 3)
+    key = jax.random.fold_in(step_key(seed, step - 1), device)
+    return augment_key(key if part is None else jax.random.fold_in(key, part))
 
 
 def _mixed(config: TrainConfig, part: ClassificationBatch, key: Any, num_classes: int) -> tuple[Any, Any]:
@@ -106,7 +106,7 @@ def draw_batch(batch: TrainingBatch, path: Path, title: str) -> Path:
         for label, weight in zip(batch.labels, batch.weights, strict=True)
     ]
     rows = max(text.count("\n") + 1 for text in titles)
-    figure = _figure(1.6 * columns, (1.5 + 0.17 * rows) * lines + 0.5)
+    figure = new_figure(1.6 * columns, (1.5 + 0.17 * rows) * lines + 0.5)
     figure.suptitle(title, fontsize=11)
     grid = np.atleast_1d(figure.subplots(lines, columns)).ravel()
     for axes in grid:
@@ -171,7 +171,7 @@ def draw_layers(image: UInt8[np.ndarray, "h w c"], maps: AttentionMaps, path: Pa
     columns = min(len(panels), 7)
     lines = -(-len(panels) // columns)
     aspect = image.shape[0] / image.shape[1]
-    figure = _figure(1.9 * columns, (1.85 * aspect + 0.28) * lines + 0.6)
+    figure = new_figure(1.9 * columns, (1.85 * aspect + 0.28) * lines + 0.6)
     figure.suptitle(title + "\neach map is scaled by its brightest patch, whose share is given", fontsize=11)
     grid = np.atleast_1d(figure.subplots(lines, columns)).ravel()
     for axes in grid:
@@ -189,7 +189,7 @@ def draw_heads(image: UInt8[np.ndarray, "h w c"], maps: AttentionMaps, path: Pat
     if len(heads) > len(layers):
         across, down = down, across
     aspect = image.shape[0] / image.shape[1]
-    figure = _figure(1.15 * len(across) + 0.5, 1.1 * aspect * len(down) + 0.8)
+    figure = new_figure(1.15 * len(across) + 0.5, 1.1 * aspect * len(down) + 0.8)
     figure.suptitle("\n".join(textwrap.wrap(title, max(20, 14 * len(across)))), fontsize=10)
     grid = figure.subplots(len(down), len(across), squeeze=False)
     for (line, column), axes in np.ndenumerate(grid):

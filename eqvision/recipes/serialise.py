@@ -148,7 +148,10 @@ def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> li
     for name in sorted({*old, *new}):
         before, after = old.get(name, "absent"), new.get(name, "absent")
         if isinstance(before, dict) and isinstance(after, dict):
-            lines += difference(before, after, f"{prefix}{name}.")
+            inner = difference(before, after, f"{prefix}{name}.")
+            if not inner and list(before) != list(after):  # of several patterns the first that matches counts
+                inner = [f"{prefix}{name}: order {', '.join(before)} -> {', '.join(after)}"]
+            lines += inner
         elif before != after:
             lines.append(f"{prefix}{name}: {before} -> {after}")
     return lines
