@@ -214,8 +214,7 @@ def damage(options: argparse.Namespace, folder: Path) -> tuple[list[str], bool]:
             print(f"{number + 1} of {options.count}: {dict(seen)}", flush=True)
     rows = [f"| {kind} | {what} | {count} |" for (kind, what), count in sorted(seen.items())]
     return [
-        f"{options.count} random damages to the files of the newest checkpoint; wrong states restored: "
-        f"{silent}.",
+        f"{options.count} random damages to the files of the newest checkpoint; wrong states restored: {silent}.",
         "\n".join(["| damage | restored step | cases |", "|---|---|---|", *rows]),
         "Unharmed: the damaged file holds nothing that the state depends on; every leaf had its digest.",
     ], silent == 0
@@ -254,8 +253,8 @@ def disk(options: argparse.Namespace, folder: Path) -> tuple[list[str], bool]:
     finally:
         subprocess.run(["umount", str(small)], check=True)
     return [
-        f"A 300 MiB file system was filled while the run trained. Exit code {code}; checkpoints that stayed: {kept}; when "
-        f"space was freed, the run went on to its end; left-over temporary folders: {stale}.",
+        f"A 300 MiB file system was filled while the run trained. Exit code {code}; checkpoints that stayed: {kept}. "
+        f"When space was freed, the run went on to its end; left-over temporary folders: {stale}.",
         f"Message: `{message.replace(str(folder), 'FOLDER')}`",
     ], code == 2 and bool(kept) and not stale
 

@@ -87,8 +87,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
     return (
         ValueError,
-        FileNotFoundError,
-        NotADirectoryError,
+        OSError,
         KeyError,
         CorruptImageError,
         ImportError,

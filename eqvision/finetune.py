@@ -6,6 +6,7 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -58,10 +59,10 @@ def _is_grid(name: str, old: Array, new: Array) -> bool:
 
 def _brought(name: str, old: Array | None, new: Array, notes: list[str]) -> Array:
     if old is not None and old.shape == new.shape:
-        return jnp.asarray(old, new.dtype)
+        return jnp.asarray(np.asarray(old), new.dtype)  # not bound to the one device that it was read to
     if old is not None and _is_grid(name, old, new):
         notes.append(f"  {name}: resampled from {old.shape[:2]} to {new.shape[:2]} positions")
-        return resample_grid(old, (new.shape[0], new.shape[1]))
+        return resample_grid(jnp.asarray(np.asarray(old)), (new.shape[0], new.shape[1]))
     notes.append(f"  {name}: fresh, {tuple(new.shape)}" + ("" if old is None else f" instead of {tuple(old.shape)}"))
     return new
 

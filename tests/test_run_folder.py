@@ -225,8 +225,11 @@ def test_missing_fields_take_their_defaults():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sed": 1}, "TrainConfig has no field sed; it has out, seed, model,"),
-        ({"loop": {"batchsize": 8, "epoch": 1}}, "LoopConfig has no field batchsize, epoch; it has epochs, batch"),
+        ({"sed": 1}, "TrainConfig has no field sed: sed does not exist; nearest: seed"),
+        (
+            {"loop": {"batchsize": 8, "epoch": 1}},
+            "LoopConfig has no field batchsize, epoch: loop.batchsize does not exist; nearest: loop.batch_size",
+        ),
     ],
 )
 def test_an_unknown_field_is_refused(values, message):

@@ -107,7 +107,7 @@ def test_a_batch_that_cannot_be_cut_is_refused(config):
 def test_split_parameters_train_like_whole_ones(vit):
     """fsdp=4 with data=2: losses, parameters and averages after three steps.
 
-    SGD and not AdamW, which turns the rounding of gradients that are zero (those of key biases) into steps of full size.
+    SGD and not AdamW, which makes full steps of the rounding of gradients that are zero (those of key biases).
     """
     config = with_optimizer(vit, name="sgd", learning_rate=0.1, ema=0.9)
     one, log_one = run(config, make_mesh(num_devices=1), steps=3)

@@ -167,11 +167,6 @@ def _check(config: ScheduleConfig, peak: float, total_steps: int) -> None:
     _check_whole("the number of training steps", total_steps, at_least=1)
     _check_whole("--schedule.warmup-steps", config.warmup_steps, at_least=0)
     _check_whole("--schedule.cooldown-steps", config.cooldown_steps, at_least=0)
-    if config.warmup_steps + config.cooldown_steps > total_steps:
-        raise ValueError(
-            f"--schedule.warmup-steps {config.warmup_steps} and --schedule.cooldown-steps {config.cooldown_steps} "
-            f"do not fit into a run of {total_steps} steps; shorten them or train longer (--loop.epochs)"
-        )
 
 
 def _check_whole(what: str, value: int, *, at_least: int) -> None:

@@ -17,7 +17,7 @@ from eqvision.recipes.config import (
 )
 from eqvision.recipes.digits import digits
 from eqvision.recipes.folder import arrays, folder
-from eqvision.recipes.serialise import difference, from_dict, to_dict
+from eqvision.recipes.serialise import difference, from_dict, overlay, to_dict
 
 RECIPES = {"arrays": arrays, "digits": digits, "folder": folder}
 
@@ -41,5 +41,6 @@ __all__ = [
     "digits",
     "folder",
     "from_dict",
+    "overlay",
     "to_dict",
 ]

@@ -147,7 +147,7 @@ class ScheduleConfig:
     """From the peak after the warm-up: constant, to the end value along a cosine, a line or a power, in steps, as the
     inverse square root of the step, or along a cosine that starts again."""
     warmup_steps: int = 0
-    """Steps in which the rate rises linearly from zero."""
+    """Steps in which the rate rises linearly from zero; a shorter run ends before the peak."""
     cooldown_steps: int = 0
     """Last steps, in which the rate falls linearly to zero (with constant: warm-up, stable, decay)."""
     end_fraction: float = 0.0

@@ -12,6 +12,9 @@ T = TypeVar("T")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
+ORDERED = ("learning_rate_multipliers", "weight_decays")  # of several patterns the first that matches counts
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested dictionaries of plain values, as they are written to config.yaml."""
     items = dataclasses.asdict(config).items()
@@ -149,7 +152,7 @@ def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> li
         before, after = old.get(name, "absent"), new.get(name, "absent")
         if isinstance(before, dict) and isinstance(after, dict):
             inner = difference(before, after, f"{prefix}{name}.")
-            if not inner and list(before) != list(after):  # of several patterns the first that matches counts
+            if not inner and name in ORDERED and list(before) != list(after):
                 inner = [f"{prefix}{name}: order {', '.join(before)} -> {', '.join(after)}"]
             lines += inner
         elif before != after:
