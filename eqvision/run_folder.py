@@ -76,7 +76,7 @@ class RunFolder:
                 f"{self.path} holds a run with another configuration; nothing was changed. It differs in\n  "
                 + "\n  ".join(unsafe)
                 + "\nChoose another folder with --out, repeat the run's own options to resume it, or go on with the "
-                "new ones by --allow-config-change True."
+                "new ones by --allow-config-change."
             )
         changes = self.read().get("changes", [])
         lines = [line for line in lines if not line.startswith(("out:", "allow_config_change:"))]

@@ -384,8 +384,8 @@ def run_stage(folder, npz, epochs, processes, *, fsdp=1):
     ids.mkdir(parents=True, exist_ok=True)
     options = (
         "train arrays --model.name resnet20_cifar --model.image-size 8 --model.in-channels 1 --data.transform digits "
-        "--schedule.kind constant --schedule.warmup-steps 0 --optimizer.name sgd --optimizer.learning-rate 0.02 --optimizer.weight-decay 1e-3 "
-        "--loop.batch-size 16 --loop.eval-batch-size 16 --loop.log-every 1 --checkpoint.keep-last 9 "
+        "--schedule.kind constant --schedule.warmup-steps 0 --optimizer.name sgd --optimizer.learning-rate 0.02 "
+        "--optimizer.weight-decay 1e-3 --loop.batch-size 16 --loop.eval-batch-size 16 --loop.log-every 1 --checkpoint.keep-last 9 "
         f"--allow-config-change --loop.epochs {epochs} --mesh.fsdp {fsdp}"
     ).split()
     options += ["--out", str(folder / "run"), "--data.path", str(npz)]

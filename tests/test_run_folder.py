@@ -228,7 +228,7 @@ def test_missing_fields_take_their_defaults():
         ({"sed": 1}, "TrainConfig has no field sed: sed does not exist; nearest: seed"),
         (
             {"loop": {"batchsize": 8, "epoch": 1}},
-            "LoopConfig has no field batchsize, epoch: loop.batchsize does not exist; nearest: loop.batch_size",
+            "LoopConfig has no field batchsize, epoch: loop.batchsize does not exist",
         ),
     ],
 )

@@ -146,7 +146,7 @@ def test_logit_distillation_is_the_divergence(rng):
     assert float(jnp.abs(logit_distillation(teacher, teacher)).max()) < 1e-6
     assert not jax.grad(lambda t: logit_distillation(student, t).sum())(teacher).any()
     with pytest.raises(ValueError, match="temperature is 0"):
-        logit_distillation(student, teacher, temperature=0)
+        logit_distillation(student, teacher, temperature=0.0)
 
 
 def test_token_distillation_is_a_distance_of_directions(rng):

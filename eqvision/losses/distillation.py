@@ -20,7 +20,7 @@ def logit_distillation(
     return temperature**2 * jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
 
 
-def token_distillation(student: Float[Array, "b h w d"], teacher: Float[Array, "b h w d"]) -> Float[Array, " b"]:
+def token_distillation(student: Float[Array, "b h w d"], teacher: Float[Array, "b h2 w2 d2"]) -> Float[Array, " b"]:
     """Mean over tokens of the squared distance of normalised tokens, ``2 - 2 cos``, in [0, 4].
 
     No gradient reaches the teacher. Raises ValueError where the two grids or widths differ.
