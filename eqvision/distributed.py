@@ -98,13 +98,6 @@ def runs_alone(config: MeshConfig) -> bool:
     return config.coordinator == "none" or find_launcher(os.environ) is None
 
 
-def runs_with_others(config: MeshConfig, environment: Mapping[str, str]) -> bool:
-    """Whether the flags or the environment make this process one of several."""
-    if config.coordinator in ("", "none"):
-        return config.coordinator == "" and find_launcher(environment) is not None
-    return True
-
-
 def find_launcher(environment: Mapping[str, str]) -> Launcher | None:
     """The launcher that started several processes, of which this is one; None where this process is alone.
 

@@ -78,7 +78,9 @@ def make_step(
             axis_names=set(DATA_AXES),
         )
         loss, grads, stats = gradients(batch, state.model, state.stats, state.step, teacher)
-        updates, opt_state = optimizer.update(grads, state.opt_state, cast(optax.Params, state.model))
+        updates, opt_state = optimizer.update(
+            cast(optax.Updates, grads), state.opt_state, cast(optax.Params, state.model)
+        )
         model = eqx.apply_updates(state.model, updates)
         new = TrainState(model, stats, opt_state, _average(config, state, model), state.step + 1)
         return new, StepLog(loss, _norm(grads, config))
@@ -104,9 +106,8 @@ class CompiledStep:
         return self
 
     def __call__(self, batch: ClassificationBatch, state: TrainState) -> tuple[TrainState, StepLog]:
-        if self.compiled is None:
-            self.compile(batch, state)
-        return self.compiled((batch, self._teacher), state)
+        compiled = self.compiled or self.compile(batch, state).compiled
+        return compiled((batch, self._teacher), state)
 
 
 def check_accumulation(config: TrainConfig, mesh: Mesh) -> None:
@@ -203,7 +204,7 @@ def _loss(
     num_classes: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""], eqx.nn.State]:
     """Sum of the losses of these rows, sum of their weights, and the new statistics."""
-    images = normalize(batch.images, config.data.mean, config.data.std)
+    images = jnp.asarray(normalize(batch.images, config.data.mean, config.data.std))
     labels, mixing = batch.labels, config.augment
     if mixing.mixup or mixing.cutmix or mixing.random_erasing:
         images, labels = augment_batch(
@@ -227,7 +228,7 @@ def _distilled(values, outputs, features, images: Array, teacher: Teacher, confi
                 raise ValueError(
                     f"--distill.kind token needs two transformers, but the {name} has no tokens; use logit"
                 )
-        extra = token_distillation(features.patches, taught.patches)
+        extra = token_distillation(cast(TokenFeatures, features).patches, cast(TokenFeatures, taught).patches)
     else:
         wanted, _ = teacher.model.head(taught, teacher.stats)
         extra = logit_distillation(outputs, wanted, temperature=config.temperature)

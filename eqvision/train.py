@@ -8,6 +8,7 @@ it had not been stopped.
 import itertools
 import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,15 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from eqvision.checkpoint import Checkpoints, Record, Restored
-from eqvision.data import DeviceFeed, Source, check_augment, device_feed, mean_fill, train_stream, train_transform
+from eqvision.data import (
+    DeviceFeed,
+    Source,
+    check_augment,
+    device_feed,
+    encoded_train_transform,
+    mean_fill,
+    train_stream,
+)
 from eqvision.data.stream import steps_per_epoch
 from eqvision.distributed import check_same, initialise, is_main_process, on_main
 from eqvision.evaluate import Evaluation, Evaluator, StoppedEvaluation
@@ -146,8 +155,14 @@ def training_stream(setup: Setup, start_step: int) -> Iterator[ClassificationBat
         setup.source,
         batch_size=config.loop.batch_size,
         seed=config.seed,
-        transform=train_transform(
-            data.transform, config.model.image_size, data.interpolation, config.augment, mean_fill(data.mean)
+        transform=encoded_train_transform(
+            data.transform,
+            config.model.image_size,
+            data.interpolation,
+            config.augment,
+            mean_fill(data.mean),
+            decoder=data.decoder,
+            in_channels=config.model.in_channels,
         ),
         repeats=config.augment.repeats,
         num_threads=data.num_threads,
@@ -179,6 +194,7 @@ class _Loop:
         self.window = Window(self.facts, begun.record.window)
         self.evaluator = Evaluator(self.config, setup.task, setup.test_source, setup.mesh)
         self.evaluation: Evaluation | None = None
+        self.waited = 0.0
 
     def run(self) -> Evaluation:
         setup, config = self.setup, self.config
@@ -193,15 +209,14 @@ class _Loop:
         ):
             cost = step_cost(config, setup.num_classes)
             batches = self._compiled(step, feed, cost) if self.first < setup.total else iter(())
-            waited = feed.wait_seconds
-            with Progress(self.first, setup.total, config.loop.batch_size, cost, waited) as progress:
+            with Progress(self.first, setup.total, config.loop.batch_size, cost) as progress:
                 if self.unevaluated:  # the run was stopped between this step and its evaluation
                     self._evaluate(self.first, progress)
-                for number, batch in enumerate(batches, self.first + 1):
+                for number, batch in enumerate(self._timed(batches), self.first + 1):
                     trace.before(number, self.state)
                     self._step(number, step, batch)
                     trace.after(number, self.state)
-                    self._follow_up(number, progress, feed)
+                    self._follow_up(number, progress)
         return self.evaluation or self.evaluator(self.state.evaluated, self.state.stats)
 
     def _compiled(self, step: CompiledStep, feed: DeviceFeed, cost: Cost) -> Iterator[ClassificationBatch]:
@@ -212,6 +227,20 @@ class _Loop:
             print(*describe_program(step.compiled, cost.flops, jax.local_devices()[0]), sep="\n", file=sys.stderr)
             self._describe_parameters()
         return itertools.islice(itertools.chain([batch], feed), self.setup.total - self.first)
+
+    def _timed(self, batches: Iterator[ClassificationBatch]) -> Iterator[ClassificationBatch]:
+        """Add up the seconds in which a device had nothing to do for want of data.
+
+        The host runs ahead: while it waits, the devices may still be busy with the step before.
+        """
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if jax.tree.leaves(self.state.step)[0].is_ready():
+                self.waited += time.perf_counter() - start
+            yield batch
 
     def _describe_parameters(self) -> None:
         """parameters.txt always; on the screen where groups or several devices make it worth reading."""
@@ -228,13 +257,13 @@ class _Loop:
         self.state, log = step(batch, self.state)
         self.window.add(log.loss, log.grad_norm, batch.indices)
 
-    def _follow_up(self, number: int, progress: Progress, feed: DeviceFeed) -> None:
+    def _follow_up(self, number: int, progress: Progress) -> None:
         """What is due after a step: a row of the log, an evaluation, a checkpoint, the end on request."""
         evaluate_now, save_now = self._due(number)
         # The window ends wherever a resumed run may begin, so that both write the same rows.
         log_now = number % self.config.loop.log_every == 0 or evaluate_now or save_now
         if log_now:
-            self._log(number, progress, feed)
+            self._log(number, progress)
         if evaluate_now:
             self._evaluate(number, progress)
         if save_now:
@@ -250,8 +279,8 @@ class _Loop:
         save_every = self.config.checkpoint.every or eval_every
         return number % eval_every == 0 or last, number % save_every == 0 or last
 
-    def _log(self, number: int, progress: Progress, feed: DeviceFeed) -> None:
-        row = progress.update(number, self.window.flush(number), feed.wait_seconds)
+    def _log(self, number: int, progress: Progress) -> None:
+        row = progress.update(number, self.window.flush(number), self.waited)
         self.log.write(number, row)
         self.loggers.write(number, {**row, **progress.timing})
 
@@ -301,8 +330,6 @@ class _Loop:
 
 def main() -> None:
     """``python -m eqvision.train RECIPE ...``"""
-    import sys
-
     from eqvision.cli import main as cli
 
     sys.argv.insert(1, "train")

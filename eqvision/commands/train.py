@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from eqvision.commands.arguments import parse_recipe
-from eqvision.distributed import runs_with_others
+from eqvision.distributed import runs_alone
 
 # Under glibc's defaults XLA on the CPU gives its buffers back and faults them in anew in every step. Huge pages make
 # those faults few: training steps take a fifth to a quarter less time, at the same memory. Other settings that keep
@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> None:
     config = parse_recipe(arguments, "eqvision train")
     if config is None:
         return
-    if not runs_with_others(config.mesh, os.environ):  # finding out what devices there are would come too early
+    if runs_alone(config.mesh):  # finding out what devices there are would come too early
         tune_allocator()
     from eqvision.train import train
 
