@@ -1,5 +1,6 @@
 """``eqvision ARGUMENTS...``, with the example ids of each step written to the folder $EQVISION_TEST_IDS."""
 
+import faulthandler
 import json
 import os
 import sys
@@ -24,5 +25,6 @@ def recorded(stream):
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(240)  # processes that wait for each other show where
     train_module.training_stream = recorded(train_module.training_stream)
     main(sys.argv[1:])

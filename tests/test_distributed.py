@@ -291,11 +291,15 @@ def run_processes(count, devices, arguments, *, timeout=300, **variables):
         )
         for index in range(count)
     ]
-    try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in running]
-    finally:
-        for process in running:
+    outputs, hung = [], []
+    for index, process in enumerate(running):
+        try:
+            outputs.append(process.communicate(timeout=timeout)[0])
+        except subprocess.TimeoutExpired:  # its output says where: multiprocess_train.py dumps its stack before that
             process.kill()
+            outputs.append(process.communicate()[0])
+            hung.append(index)
+    assert not hung, f"processes {hung} did not end in {timeout} s\n" + "\n".join(outputs)
     return [process.returncode for process in running], outputs
 
 
@@ -385,8 +389,8 @@ def run_stage(folder, npz, epochs, processes, *, fsdp=1):
     options = (
         "train arrays --model.name resnet20_cifar --model.image-size 8 --model.in-channels 1 --data.transform digits "
         "--schedule.kind constant --schedule.warmup-steps 0 --optimizer.name sgd --optimizer.learning-rate 0.02 "
-        "--optimizer.weight-decay 1e-3 --loop.batch-size 16 --loop.eval-batch-size 16 --loop.log-every 1 --checkpoint.keep-last 9 "
-        f"--allow-config-change --loop.epochs {epochs} --mesh.fsdp {fsdp}"
+        "--optimizer.weight-decay 1e-3 --loop.batch-size 16 --loop.eval-batch-size 16 --loop.log-every 1 "
+        f"--checkpoint.keep-last 9 --allow-config-change --loop.epochs {epochs} --mesh.fsdp {fsdp}"
     ).split()
     options += ["--out", str(folder / "run"), "--data.path", str(npz)]
 
@@ -420,7 +424,10 @@ def parameters_of(folder):
 
     newest = max((folder / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        tree = reader.restore(newest / "state")
+        shapes = reader.metadata(newest / "state").item_metadata.tree
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # and not on the devices that wrote it
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+        tree = reader.restore(newest / "state", args=ocp.args.StandardRestore(like))
     leaves = jax.tree_util.tree_leaves_with_path(tree["model"])
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
