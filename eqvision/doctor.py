@@ -41,6 +41,7 @@ REQUIRED = {
     "safetensors": "0.6",
     "tyro": "1.0",
     "tqdm": "4.67",
+    "cloudpickle": "3",
 }
 # Package, what it serves, and how it is installed.
 OPTIONAL = [

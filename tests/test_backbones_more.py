@@ -187,7 +187,12 @@ def test_abstract_shapes(function, size, channels, expected):
     assert tuple(size // m.shape[1] for m in maps) == model.strides
 
 
-@pytest.mark.parametrize("name", TINY)
+SLOW = ("axial", "bit", "mixer")  # to compile
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TINY]
+)
 def test_all_leaves_are_arrays_and_gradients_are_finite(name):
     model, state = build(name)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((model, state)))
@@ -241,7 +246,7 @@ def stage_gradients(stage, x):
     return jax.value_and_grad(lambda stage: jnp.sum(jnp.sin(stage(x, train=True))))(stage)
 
 
-@pytest.mark.parametrize("unroll", [1, True])
+@pytest.mark.parametrize("unroll", [pytest.param(1, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("kind", ["bit", "axial"])
 def test_stage_scan_equals_loop(kind, unroll, assert_close):
     stage, x = stage_of(kind, unroll=unroll), jax.random.normal(KEY, (2, 4, 2, 16))
@@ -255,7 +260,7 @@ def test_stage_scan_equals_loop(kind, unroll, assert_close):
     assert_close(jax.jit(lambda stage, x: stage(x))(stage, x), loop(stage, x), 3e-6)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
 @pytest.mark.parametrize("kind", ["bit", "axial"])
 def test_stage_remat_changes_no_gradient(kind, remat, assert_close):
     x = jax.random.normal(KEY, (2, 4, 2, 16))

@@ -23,6 +23,9 @@ from eqvision.checkpoint import (
 from eqvision.mesh import make_mesh
 from eqvision.recipes import CheckpointConfig
 
+# Where one of its reads fails, orbax drops the others unawaited.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def toy_state(step: int = 0):
     """A little of everything that a state holds."""
@@ -168,7 +171,6 @@ def damage(path, kind, rng):
         path.write_bytes(content)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax drops its other reads unawaited
 @pytest.mark.parametrize("kind", ["flip", "truncation", "deletion"])
 def test_damage_is_found_and_the_step_before_is_used(kind, tmp_path, rng, capsys):
     """Every file in turn. Some hold nothing that matters: then the newest state is restored, and it is right."""

@@ -402,6 +402,7 @@ def test_patches_at_other_places_give_other_features():
     assert np.max(np.abs(features - back)) > 1e-3
 
 
+@pytest.mark.slow
 def test_scanned_and_unrolled_vit_are_equal(assert_close):
     images = draw(2, 16, 16, 3)
 

@@ -388,7 +388,7 @@ def run_stage(folder, npz, epochs, processes, *, fsdp=1):
     ids.mkdir(parents=True, exist_ok=True)
     options = (
         "train arrays --model.name resnet20_cifar --model.image-size 8 --model.in-channels 1 --data.transform digits "
-        "--schedule.kind constant --schedule.warmup-steps 0 --optimizer.name sgd --optimizer.learning-rate 0.02 "
+        "--schedule.kind constant --schedule.warmup-steps 0 --optimizer.name sgd --optimizer.learning-rate 0.002 "
         "--optimizer.weight-decay 1e-3 --loop.batch-size 16 --loop.eval-batch-size 16 --loop.log-every 1 "
         f"--checkpoint.keep-last 9 --allow-config-change --loop.epochs {epochs} --mesh.fsdp {fsdp}"
     ).split()

@@ -54,7 +54,7 @@ def assert_same_end(one, other):
 # Signals
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_current_step_and_the_run_goes_on_as_if_nothing_had_been(npz, tmp_path, monkeypatch, sent):
     """The fifth of twelve steps is in the middle of a window of the log, and no checkpoint is due there."""
     whole, broken = (toy_config(tmp_path / name, npz) for name in ("whole", "broken"))
@@ -113,6 +113,7 @@ def test_the_second_signal_is_not_caught():
 # Changed options
 
 
+@pytest.mark.slow
 def test_options_that_change_the_numbers_are_listed_and_refused(npz, tmp_path, capsys):
     config = with_loop(toy_config(tmp_path / "run", npz), epochs=1.0)
     train(config)
@@ -147,6 +148,7 @@ def test_options_that_only_say_how_to_run_may_change(npz, tmp_path, capsys):
 # Damage and divergence
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(npz, tmp_path, capsys):
     whole, broken = (toy_config(tmp_path / name, npz) for name in ("whole", "broken"))
     train(whole), train(broken)
@@ -157,6 +159,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(npz, tmp
     assert_same_end(whole, broken)
 
 
+@pytest.mark.slow
 def test_replaying_a_step_gives_its_numbers(npz, tmp_path, capsys):
     config = with_loop(toy_config(tmp_path / "run", npz), log_every=1)
     config = dataclasses.replace(config, augment=AugmentConfig(mixup=0.2, random_erasing=0.5))
@@ -194,6 +197,7 @@ def test_a_divergence_is_written_down_and_replayed(npz, tmp_path, capsys):
 # Beginning with another run
 
 
+@pytest.mark.slow
 def test_fine_tuning_keeps_the_backbone_and_begins_a_new_head(npz, tmp_path, capsys):
     first = with_loop(toy_config(tmp_path / "first", npz, model="vit_ti4"), epochs=1.0)
     train(first)
@@ -220,6 +224,7 @@ def test_another_model_cannot_be_begun_with(npz, tmp_path):
         train(dataclasses.replace(second, init=first.out))
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_stays(npz, tmp_path):
     config = with_checkpoint(toy_config(tmp_path / "run", npz), keep_last=1, keep_best=1, metric="test/loss")
     train(config)

@@ -154,7 +154,7 @@ def assert_equal_runs(assert_close, actual, expected, tolerance):
     assert float(jnp.max(jnp.abs(key_bias - expected_key_bias))) <= tolerance * scale
 
 
-@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("train", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_scanned_stack_equals_a_loop_over_its_blocks(assert_close, key, train):
     """Value and gradients, in float64, with mask and bias."""
     with jax.enable_x64(True):
