@@ -236,7 +236,7 @@ def disk(options: argparse.Namespace, folder: Path) -> tuple[list[str], bool]:
     """R7: a small file system fills up; needs the right to mount a tmpfs."""
     small = folder / "small"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(small)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", str(small)], check=True)
     try:
         data, log = write_data(folder), folder / "log.txt"
         filler = small / "filler"
@@ -253,7 +253,7 @@ def disk(options: argparse.Namespace, folder: Path) -> tuple[list[str], bool]:
     finally:
         subprocess.run(["umount", str(small)], check=True)
     return [
-        f"A 300 MiB file system was filled while the run trained. Exit code {code}; checkpoints that stayed: {kept}. "
+        f"A 600 MiB file system was filled while the run trained. Exit code {code}; checkpoints that stayed: {kept}. "
         f"When space was freed, the run went on to its end; left-over temporary folders: {stale}.",
         f"Message: `{message.replace(str(folder), 'FOLDER')}`",
     ], code == 2 and bool(kept) and not stale

@@ -37,7 +37,7 @@ class Checkpoints:
         self._config = CheckpointConfig() if config is None else config
         self._lower_is_better = lower_is_better
         self._writer: Any = None
-        self._writing: int | None = None
+        self._writing: Record | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -90,19 +90,19 @@ class Checkpoints:
             state=ocp.args.StandardSave(named(state)), record=ocp.args.JsonSave(pack(record))
         )
         self._writer.save(self.folder / str(step), args=arguments)
-        self._writing = step
+        self._writing = record
 
     def wait(self) -> None:
         """Until the last checkpoint is on disk; only then are older ones removed."""
         if self._writer is None or self._writing is None:
             return
-        step, self._writing = self._writing, None
+        record, self._writing = self._writing, None
         try:
             self._writer.wait_until_finished()
         except Exception as error:
-            self._failed(step, error)
+            self._failed(record.step, error)
             return
-        self._prune(step)
+        self._prune(record)
 
     def _has_room(self, step: int, state: PyTree[Array]) -> bool:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + MARGIN
@@ -135,11 +135,11 @@ class Checkpoints:
             )
         print(f"{message}. The run goes on and tries again at the next checkpoint", file=sys.stderr)
 
-    def _prune(self, newest: int) -> None:
+    def _prune(self, newest: Record) -> None:
         """After ``newest`` is whole: remove what the configuration does not keep."""
         if jax.process_index():
             return
-        history = {int(step): score for step, score in self.record(newest).history.items()}
+        history = {int(step): score for step, score in newest.history.items()}
         kept = steps_to_keep(
             self.steps(),
             history,

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from eqvision.commands.arguments import parse_recipe
-from eqvision.distributed import runs_alone
+from eqvision.distributed import is_main_process, runs_alone
 
 # Under glibc's defaults XLA on the CPU gives its buffers back and faults them in anew in every step. Huge pages make
 # those faults few: training steps take a fifth to a quarter less time, at the same memory. Other settings that keep
@@ -23,6 +23,8 @@ def run(arguments: list[str]) -> None:
     from eqvision.train import train
 
     result = train(config)
+    if not is_main_process():
+        return
     if result.num_skipped:
         print(f"skipped {result.num_skipped} corrupt images; their paths are in the log above", file=sys.stderr)
     for metric, value in result.metrics.items():

@@ -219,14 +219,16 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How devices share the work. The results do not depend on it but for rounding."""
+    """How devices share the work. But for rounding, results do not depend on the layout of the same number of devices;
+    what is drawn on a device (dropout, mixup) depends on its place."""
 
     fsdp: int = 1
     """Devices over which parameters, optimizer state and average are split; the batch is split over them too."""
     model: int = 1
     """Devices over which single layers are split (tensor parallelism, transformers)."""
     coordinator: str = ""
-    """HOST:PORT of the first process; empty finds SLURM, Kubernetes or Open MPI, or runs alone."""
+    """HOST:PORT of the first process; empty finds SLURM, Kubernetes or Open MPI, or runs alone. `auto` lets JAX ask all
+    that it knows, `none` runs alone."""
     num_processes: int = 0
     """Number of processes, with `coordinator`."""
     process_id: int = -1
