@@ -15,16 +15,19 @@ from eqvision.checkpoint.record import named_leaves
 def digests(tree: PyTree[Array]) -> dict[str, str]:
     """``{name: "dtype[shape]:16 hexadecimal digits"}`` of all leaves; one that changed in any bit differs."""
     leaves = named_leaves(tree)
-    words = jax.device_get([_in_order(_words(leaf)) for leaf in leaves.values()])
+    # Over several devices one program at a time: programs with collectives that overlap can wait for each other, among
+    # processes and, with the few threads of a CPU, within one.
+    finished = jax.block_until_ready if _on_several(leaves) else lambda words: words
+    finished(list(leaves.values()))
+    words = jax.device_get([finished(_words(leaf)) for leaf in leaves.values()])
     return {
         name: f"{leaf.dtype}{list(leaf.shape)}:{int(low):08x}{int(high):08x}"
         for (name, leaf), (low, high) in zip(leaves.items(), words, strict=True)
     }
 
 
-def _in_order(words: UInt32[Array, "2"]) -> UInt32[Array, "2"]:
-    """Among processes each program ends before the next begins: theirs could meet in another order, and hang."""
-    return jax.block_until_ready(words) if jax.process_count() > 1 else words
+def _on_several(leaves: dict[str, Array]) -> bool:
+    return any(len(leaf.sharding.device_set) > 1 for leaf in leaves.values())
 
 
 @jax.jit
