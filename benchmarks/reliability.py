@@ -299,7 +299,7 @@ def resident(pid: int) -> int:
 
 
 def device() -> str:
-    return f"Device: {timing.processor_name()}, {os.cpu_count()} cores."
+    return f"Device: {timing.processor_name()}."
 
 
 EXPERIMENTS = {"kills": kills, "stop": stop, "damage": damage, "disk": disk, "soak": soak}
