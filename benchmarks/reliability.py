@@ -7,6 +7,7 @@ saw, and writes it to benchmarks/results/reliability_NAME.md. Each exits with 1 
 import argparse
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -275,19 +276,24 @@ def soak(options: argparse.Namespace, folder: Path) -> tuple[list[str], bool]:
         time.sleep(5)
         if process.poll() is not None:
             raise RuntimeError(log.read_text()[-3000:])
-        samples.append((passed / 60, resident(process.pid), log.read_text().count("Finished XLA compilation")))
+        samples.append((passed / 60, resident(process.pid), compilations(log)))
     process.send_signal(signal.SIGTERM)
     process.wait()
     late = [sample for sample in samples if sample[0] > min(3.0, options.minutes / 3)]
     slope = float(np.polyfit([s[0] for s in late], [s[1] / 2**20 for s in late], 1)[0])
-    compilations = late[-1][2] - late[0][2]
+    compiled = late[-1][2][len(late[0][2]) :]
     step = Checkpoints(folder / "run/checkpoints").latest_step()
     lines = [
         f"{options.minutes:g} minutes, {step} steps with evaluations and checkpoints: resident memory "
         f"{late[0][1] / 2**20:.0f} MiB at minute {late[0][0]:.1f}, {late[-1][1] / 2**20:.0f} MiB at the end, slope "
-        f"{slope:+.2f} MiB/min; compilations after the first minutes: {compilations}."
+        f"{slope:+.2f} MiB/min; compilations after the first minutes: {', '.join(compiled) or 'none'}."
     ]
-    return lines, slope < 1 and compilations == 0
+    return lines, slope < 1 and not compiled
+
+
+def compilations(log: Path) -> list[str]:
+    """Names of the programs compiled so far, in order."""
+    return re.findall(r"Finished XLA compilation of (\S+)", log.read_text())
 
 
 def resident(pid: int) -> int:

@@ -32,12 +32,12 @@ def _on_several(leaves: dict[str, Array]) -> bool:
 
 @jax.jit
 def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
-    """Two 32-bit sums. Both mixing steps are bijections, so one changed element always changes the first."""
+    """Two 32-bit sums. Mixing is a bijection of the bits at each position: one changed element changes the first."""
     bits = _bits(x)
     position = jnp.arange(bits.shape[0], dtype=jnp.uint32)
-    hashed = _mix(bits ^ _mix(position))
-    second = _mix(hashed + jnp.uint32(0x9E3779B9))
-    return jnp.stack([jnp.sum(hashed, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
+    hashed = _mix(bits ^ (position * jnp.uint32(0x9E3779B1)))
+    second = (hashed ^ (hashed >> 15)) * jnp.uint32(0x2C1B3C6D)
+    return jnp.stack([jnp.sum(hashed, dtype=jnp.uint32), jnp.sum(second ^ (second >> 12), dtype=jnp.uint32)])
 
 
 def _bits(x: Shaped[Array, "..."]) -> UInt32[Array, " n"]:
