@@ -18,7 +18,7 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from eqvision.checkpoint import Checkpoints, Record, Restored
+from eqvision.checkpoint import CheckpointError, Checkpoints, Record, Restored
 from eqvision.data import (
     DeviceFeed,
     Source,
@@ -35,6 +35,7 @@ from eqvision.evaluators import check_evaluators, run_evaluators
 from eqvision.finetune import load_teacher, start_from
 from eqvision.loggers import Loggers, open_loggers
 from eqvision.mesh import BATCH, check_batch_size, make_mesh
+from eqvision.names import nearest
 from eqvision.optim import make_optimizer, make_schedule, parameter_table
 from eqvision.profiling import Cost, StepTrace, describe_program, memory_errors, step_cost
 from eqvision.progress import Progress
@@ -296,6 +297,8 @@ class _Loop:
         values |= self._frozen_features(number)
         if self.setup.metric in values:
             self.history[str(number)] = values[self.setup.metric]
+        elif not self.config.eval.evaluators:  # whose metrics may come later
+            raise nearest(self.setup.metric, list(values), "checkpoint.metric")
         self.log.write(number, values)
         self.loggers.write(number, values)
         progress.note(number, self.evaluation.metrics, self.setup.task.headline)
@@ -322,6 +325,11 @@ class _Loop:
     def _stop(self, number: int, *, unevaluated: bool = False) -> NoReturn:
         self.checkpoints.save(number, self.state, self._record(number, unevaluated=unevaluated))
         self.checkpoints.wait()
+        if number not in self.checkpoints.steps():
+            raise CheckpointError(
+                f"stopped by {self.stop.name} after step {number}, whose state could not be saved (see above); "
+                f"the run goes on from step {self.checkpoints.latest_step() or 0}"
+            )
         raise StoppedError(
             f"stopped by {self.stop.name} after step {number} of {self.setup.total}; its state is saved in "
             f"{self.folder.checkpoints}. The same command goes on from there"

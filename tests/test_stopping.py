@@ -12,7 +12,7 @@ import pytest
 from toy import bytes_of, saved_state, saved_steps, toy_config, with_checkpoint, with_loop, with_optimizer, write_npz
 
 import eqvision.train as train_module
-from eqvision import cli
+from eqvision import UnknownNameError, cli
 from eqvision.checkpoint import CheckpointError, Checkpoints
 from eqvision.mesh import make_mesh
 from eqvision.recipes import AugmentConfig
@@ -232,3 +232,21 @@ def test_the_best_checkpoint_stays(npz, tmp_path):
     losses = {row["step"]: row["test/loss"] for row in rows if "test/loss" in row}
     assert saved_steps(config) == sorted({12, min(losses, key=losses.__getitem__)})
     assert Checkpoints(tmp_path / "run/checkpoints").record(12).history == {str(k): v for k, v in losses.items()}
+
+
+def test_a_metric_for_the_best_that_does_not_exist_is_named(npz, tmp_path):
+    config = with_checkpoint(with_loop(toy_config(tmp_path / "run", npz), epochs=1.0), metric="test/acuracy")
+    with pytest.raises(
+        UnknownNameError, match=r"checkpoint\.metric 'test/acuracy' does not exist; nearest: test/accuracy"
+    ):
+        train(config)
+
+
+def test_a_stop_without_room_does_not_say_that_it_saved(npz, tmp_path, monkeypatch):
+    config = with_checkpoint(toy_config(tmp_path / "run", npz), on_full="continue")
+    monkeypatch.setattr(Checkpoints, "_has_room", lambda self, step, state: step != 5)
+    signal_in_step(monkeypatch, 5, signal.SIGTERM)
+    with pytest.raises(
+        CheckpointError, match=r"stopped by SIGTERM after step 5, whose state could not be saved .* step 4"
+    ):
+        train(config)
