@@ -23,7 +23,9 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # only there does Python deliver signals
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell sets it for what runs in the background
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

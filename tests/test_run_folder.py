@@ -112,6 +112,7 @@ def test_reading_what_is_no_run_folder(tmp_path):
         RunFolder(tmp_path).config()
 
 
+@pytest.mark.slow
 def test_training_into_a_folder_of_another_run_changes_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "make_mesh", lambda config=None: make_mesh(num_devices=2))
     config = with_loop(toy_config(tmp_path / "run", write_npz(tmp_path / "toy.npz")), epochs=1.0)

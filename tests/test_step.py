@@ -176,6 +176,7 @@ def test_a_teacher_without_tokens_is_refused(vit):
 # What is mixed on the device
 
 
+@pytest.mark.slow
 def test_mixing_changes_the_step_and_is_a_function_of_the_seed(vit):
     mesh, mixed = make_mesh(num_devices=2), dataclasses.replace(vit, augment=AugmentConfig(mixup=0.8, cutmix=1.0))
     plain, once, again = (run(config, mesh)[1].loss for config in (vit, mixed, mixed))

@@ -28,6 +28,17 @@ def _two_devices(monkeypatch):
     monkeypatch.setattr(train_module, "make_mesh", lambda config=None: make_mesh(num_devices=2))
 
 
+@pytest.fixture(autouse=True)
+def _default_handlers():
+    """A shell lets what it runs in the background ignore SIGINT: then nothing here would be delivered."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def npz(tmp_path):
     return write_npz(tmp_path / "toy.npz")
@@ -108,6 +119,14 @@ def test_the_second_signal_is_not_caught():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not stop.requested
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 # Changed options

@@ -199,6 +199,7 @@ def test_resumed_equals_uninterrupted_with_dropout_and_drop_path(npz, tmp_path, 
     assert_same_run(*resumed_and_not(config, monkeypatch, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_over(npz, tmp_path, monkeypatch, two_devices):
     whole, broken = (with_loop(toy_config(tmp_path / name, npz), epochs=2.0) for name in ("whole", "broken"))
     train(whole)
@@ -211,6 +212,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(npz, tmp_path, mon
     assert_same_run(whole, broken)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_the_state_of_its_step_though_training_goes_on(npz, tmp_path, monkeypatch, two_devices):
     """Checkpoints are written in the background while the next steps reuse the memory of the state."""
     config = with_checkpoint(toy_config(tmp_path / "run", npz), every=1, keep_last=12)
@@ -550,6 +552,7 @@ def test_a_wrongly_nested_folder_is_explained(tmp_path, two_devices):
         train(folder_config(tmp_path / "run", tmp_path / "outer"))
 
 
+@pytest.mark.slow
 def test_class_names_of_a_folder_reach_the_run(tmp_path, two_devices):
     config = folder_config(tmp_path / "run", write_folder(tmp_path / "images"))
     train(config)

@@ -168,6 +168,7 @@ def test_scanned_stack_equals_a_loop_over_its_blocks(assert_close, key, train):
             assert_equal_runs(assert_close, actual, expected, 1e-10)
 
 
+@pytest.mark.slow
 def test_scanned_stack_equals_a_loop_to_float32_rounding(assert_close, key):
     stack, x = shaken(TransformerStack(DEPTH, 8, 2, 16, key=key)), jnp.asarray(draw(4, 5, 8))
     actual = value_and_gradients(lambda stack, x, **options: stack(x, **options), stack, x, train=False, key=None)
@@ -194,6 +195,7 @@ def test_stack_under_shard_map_equals_one_device(assert_close, key, mesh):
     assert_equal_runs(assert_close, jax.jit(sharded)(stack, x), jax.jit(step)(stack, x), 2e-6)
 
 
+@pytest.mark.slow
 def test_last_intermediate_is_the_output(assert_close, key):
     stack, x = shaken(TransformerStack(DEPTH, 8, 2, 16, key=key)), jnp.asarray(draw(2, 5, 8))
     outputs = stack.intermediates(x)
@@ -203,6 +205,7 @@ def test_last_intermediate_is_the_output(assert_close, key):
     assert_close(outputs[0], first(x), 1e-6)
 
 
+@pytest.mark.slow
 def test_drop_path_draws_differently_in_every_branch_and_rises_linearly(key):
     """Every branch adds 1 to a channel of its own, so the output shows which branches each example kept."""
     examples, depth, rate = 2000, 3, 0.6

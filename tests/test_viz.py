@@ -275,6 +275,7 @@ def run_of(model_name, key, size=32):
     return Run(config, NAMES, model, state, 120)
 
 
+@pytest.mark.slow
 def test_pictures_of_attention(tmp_path, key):
     image = tmp_path / "photo.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(image)
