@@ -188,7 +188,9 @@ def sharded_value_and_grad(
     """
 
     def local(shards: PyTree[Array], batch: PyTree[Array], *replicated: PyTree[Array]):
-        loss_of = lambda shards: loss_fn(gather(shards, specs), batch, *replicated)  # noqa: E731
+        def loss_of(shards: PyTree[Array]) -> tuple[Float[Array, ""], Aux]:
+            return loss_fn(gather(shards, specs), batch, *replicated)
+
         return jax.value_and_grad(loss_of, has_aux=True)(shards)
 
     def value_and_grad(params: PyTree[Array], batch: PyTree[Array], *replicated: PyTree[Array]):

@@ -52,12 +52,12 @@ def test_torch_is_measured(options):
 def test_torch_regions_are_like_ours():
     import torch
 
-    from eqvision.data.transforms import _random_region
+    from eqvision.data.transforms import random_region
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     theirs = np.array([input_pipeline.torch_region(500, 375) for _ in range(3000)])[:, [1, 0, 3, 2]]
-    ours = np.array([_random_region((375, 500), rng) for _ in range(3000)])
+    ours = np.array([random_region((375, 500), rng) for _ in range(3000)])
     np.testing.assert_allclose(theirs.mean(axis=0), ours.mean(axis=0), rtol=0.05)
     np.testing.assert_allclose(theirs.std(axis=0), ours.std(axis=0), rtol=0.05)
 

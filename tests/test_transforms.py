@@ -79,9 +79,9 @@ def test_random_resized_crop_any_shape(shape, rng):
 
 
 def test_random_resized_crop_regions(rng):
-    from eqvision.data.transforms import _random_region
+    from eqvision.data.transforms import random_region
 
-    regions = np.array([_random_region((100, 120), rng, (0.1, 0.5), (3 / 4, 4 / 3)) for _ in range(3000)])
+    regions = np.array([random_region((100, 120), rng, (0.1, 0.5), (3 / 4, 4 / 3)) for _ in range(3000)])
     top, left, height, width = regions.T
     assert (regions[:, :2] >= 0).all()
     assert (top + height).max() <= 100
@@ -96,7 +96,7 @@ def test_random_resized_crop_regions(rng):
     assert (top == 0).any()
     assert (top + height == 100).any()
     # Nothing of ratio 3/4..4/3 and 90 % of the area fits: the middle region of the nearest ratio.
-    assert _random_region((30, 90), rng, (0.9, 1.0), (3 / 4, 4 / 3)) == (0, 25, 30, 40)
+    assert random_region((30, 90), rng, (0.9, 1.0), (3 / 4, 4 / 3)) == (0, 25, 30, 40)
 
 
 def test_full_crop_is_a_resize(rng):

@@ -243,7 +243,7 @@ class Checkpoints:
 def _handler() -> Any:
     import orbax.checkpoint as ocp
 
-    # Trained weights hardly compress, and trying took six sevenths of the time of a save.
+    # Trained weights hardly compress, and trying takes most of the time of a save.
     arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
     return ocp.CompositeCheckpointHandler(state=arrays, record=ocp.JsonCheckpointHandler())
 

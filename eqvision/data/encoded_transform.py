@@ -16,7 +16,7 @@ from eqvision.data.augment import host_augmentations
 from eqvision.data.augment.operations import Fill
 from eqvision.data.decode import check_in_channels, open_upright, to_pixels
 from eqvision.data.fast_decode import fast_decode, fast_imagenet_train, fast_libraries
-from eqvision.data.transforms import INTERPOLATIONS, TrainTransform, _random_region, train_transform
+from eqvision.data.transforms import INTERPOLATIONS, TrainTransform, random_region, train_transform
 from eqvision.names import nearest
 
 if TYPE_CHECKING:  # recipes come after data: their type may be named here, their code not imported
@@ -92,7 +92,7 @@ def pillow_imagenet_train(
     from PIL import Image
 
     image = open_upright(data, in_channels, name=name)
-    top, left, height, width = _random_region((image.height, image.width), rng)
+    top, left, height, width = random_region((image.height, image.width), rng)
     crop = image.crop((left, top, left + width, top + height)).resize((size, size), INTERPOLATIONS[interpolation])
     return to_pixels(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.integers(2) else crop)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from eqvision.data.decode import decode_bytes
-from eqvision.data.transforms import _random_region
+from eqvision.data.transforms import random_region
 
 Pixels = UInt8[np.ndarray, "h w c"]
 Part = UInt8[np.ndarray, "new_h new_w c"]
@@ -44,10 +44,10 @@ def fast_imagenet_train(
     if header is None:
         pixels = decode_bytes(data, in_channels, name=name)
         shape = pixels.shape[:2]
-        region = _random_region(shape, rng)
+        region = random_region(shape, rng)
     else:
         shape = header.shape
-        region = _random_region(shape, rng)
+        region = random_region(shape, rng)
         pixels = _decode_jpeg(data, header, in_channels, name, shrink=min(region[2:]) / size)
     resized = _resize(_crop(pixels, shape, region), size, interpolation)
     flipped = cv2.flip(resized, 1) if rng.integers(2) else resized

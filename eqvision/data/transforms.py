@@ -104,11 +104,11 @@ def random_resized_crop(
     Its share of the area is uniform in ``scale`` and its width / height log-uniform in ``ratio``; where ten draws do
     not fit into the image, the largest middle region of an allowed ratio.
     """
-    top, left, height, width = _random_region(image.shape[:2], rng, scale, ratio)
+    top, left, height, width = random_region(image.shape[:2], rng, scale, ratio)
     return resize(image[top : top + height, left : left + width], (size, size), interpolation)
 
 
-def _random_region(
+def random_region(
     shape: tuple[int, int],
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.08, 1.0),

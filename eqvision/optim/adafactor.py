@@ -56,9 +56,10 @@ def scale_by_factored_moments(
         return _factored_axes(leaf_name(path), leaf.shape, min_dim_size_to_factor)
 
     def init(params: optax.Params) -> FactoredState:
-        without = lambda number: lambda path, p: _zeros(p, axes_of(path, p), number)  # noqa: E731
-        row, column, full = (jax.tree.map_with_path(without(number), params) for number in range(3))
-        return FactoredState(jnp.zeros((), jnp.int32), row, column, full)
+        def zeros(number: int) -> optax.Params:
+            return jax.tree.map_with_path(lambda path, p: _zeros(p, axes_of(path, p), number), params)
+
+        return FactoredState(jnp.zeros((), jnp.int32), zeros(0), zeros(1), zeros(2))
 
     def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
         del params
