@@ -2,8 +2,9 @@
 
 import fnmatch
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
@@ -121,16 +122,35 @@ def create(
 
     Raises UnknownNameError with the nearest names, ValueError for an option that the model does not have.
     """
+    options = {"dropout": dropout, "drop_path": drop_path, "remat": remat, "unroll": unroll, "attention": attention}
+    build = builder(name, {option: value for option, value in options.items() if value is not None})
+    return eqx.nn.make_with_state(build)(
+        num_classes=num_classes, image_size=image_size, in_channels=in_channels, key=key
+    )
+
+
+def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Classifier]:
+    """The builder of a zoo name with other ``options`` than its row's, called as ``build`` below.
+
+    Raises UnknownNameError with the nearest names, ValueError for an option that the model does not have.
+    """
     if name not in MODELS:
         raise nearest(name, list(MODELS), "model")
-    build = MODELS[name]
-    options = {"dropout": dropout, "drop_path": drop_path, "remat": remat, "unroll": unroll, "attention": attention}
-    given = {option: value for option, value in options.items() if value is not None}
-    accepted = inspect.signature(build).parameters
-    for option in given:
+    row = MODELS[name]
+    accepted = inspect.signature(row).parameters
+    for option in options:
         if option not in accepted:
-            offered = [o for o in options if o in accepted]
+            offered = [o for o in accepted if o not in ("num_classes", "image_size", "in_channels", "key")]
             raise ValueError(f"model {name!r} has no option {option!r}; it has: {', '.join(offered) or 'none of them'}")
-    if "image_size" in accepted:
-        given["image_size"] = image_size
-    return eqx.nn.make_with_state(build)(num_classes=num_classes, in_channels=in_channels, key=key, **given)
+
+    def build(
+        *,
+        num_classes: int = 1000,
+        image_size: int | tuple[int, int] = 224,
+        in_channels: int = 3,
+        key: PRNGKeyArray,
+    ) -> Classifier:
+        size = {"image_size": image_size} if "image_size" in accepted else {}
+        return row(num_classes=num_classes, in_channels=in_channels, key=key, **size, **options)
+
+    return build

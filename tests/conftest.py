@@ -78,3 +78,11 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def pytest_runtest_setup(item):
+    """timm and transformers import torchvision, which needs help beside a CPU build of PyTorch."""
+    if item.get_closest_marker("parity") is not None:
+        from benchmarks.peer_models.torchvision_operators import usable_torchvision
+
+        usable_torchvision()

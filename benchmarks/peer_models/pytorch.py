@@ -5,9 +5,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import transformers
 
 from benchmarks.peer_models.specs import ResNetSpec, Spec, ViTSpec
+from benchmarks.peer_models.torchvision_operators import usable_torchvision
+
+usable_torchvision()
+import transformers  # noqa: E402
 
 
 class TorchModel(NamedTuple):

@@ -1,0 +1,178 @@
+"""A file's tensors and a layout -> a model with these numbers, or an error that names what does not fit. Strict both ways."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from eqvision.classifiers import Classifier
+from eqvision.pretrained.adapt import adapt_channels, check_types
+from eqvision.pretrained.errors import WeightsError, listed
+from eqvision.pretrained.layout import Layout
+from eqvision.pretrained.leaf_names import named_arrays, with_leaves
+from eqvision.pretrained.rules import Rule, Tensors, load_rule
+
+log = logging.getLogger("eqvision.pretrained")
+
+# What ``zoo.builder`` gives: keyword arguments num_classes, image_size, in_channels (each with a default) and key.
+Build = Callable[..., Classifier]
+
+
+class Sizes(NamedTuple):
+    """What of a model may differ between the file and the wish; None: as in the file."""
+
+    num_classes: int | None = None
+    image_size: tuple[int, int] | None = None
+    in_channels: int | None = None
+
+
+def assemble(
+    build: Build, tensors: Tensors, layout: Layout, wanted: Sizes, *, where: str, key: PRNGKeyArray
+) -> tuple[Classifier, eqx.nn.State]:
+    """The model that ``build`` gives, with the file's numbers in the sizes that are wanted.
+
+    ``where`` is the file, for messages. Raises WeightsError with the first names where a leaf has no tensor, a
+    tensor no leaf, or shapes differ. A head for another number of classes is fresh (from ``key``), positions are
+    resampled as the original does, and a first convolution for other channels is adapted; each is logged.
+    """
+    model, state = _abstract(build, Sizes())
+    rules = layout.rules(model)
+    absent = _absent_head(rules, tensors, layout, wanted, where)
+    rules = tuple(rule for rule in rules if not absent.intersection(rule.their_names))
+    _check_names(rules, tensors, layout, where)
+    leaves = _read(rules, tensors, layout, where)
+    check_types(leaves, where)
+    sizes = _sizes(model, leaves, layout, wanted, bool(absent))
+    model, state = _abstract(build, sizes)
+    expected = named_arrays(model, state)
+    leaves = _adapted(leaves, expected, layout, model, sizes, where)
+    leaves |= _fresh(model, state, leaves, layout, where, key)
+    _check_shapes(leaves, expected, layout, where)
+    return with_leaves(model, state, {name: jnp.asarray(leaf, expected[name].dtype) for name, leaf in leaves.items()})
+
+
+def _abstract(build: Build, sizes: Sizes) -> tuple[Classifier, eqx.nn.State]:
+    """Shapes of the model and its state; nothing is allocated."""
+    given = {name: value for name, value in sizes._asdict().items() if value is not None}
+    return eqx.filter_eval_shape(lambda: eqx.nn.make_with_state(build)(**given, key=jax.random.key(0)))
+
+
+def _absent_head(rules: tuple[Rule, ...], tensors: Tensors, layout: Layout, wanted: Sizes, where: str) -> set[str]:
+    """Tensors of the last layer, where the file has none of them: weights of a backbone alone."""
+    last = layout.classes.rsplit(".", 1)[0]
+    names = {name for rule in rules if rule.our_names[0].startswith(last) for name in rule.their_names}
+    if not names or any(name in tensors for name in names):
+        return set()
+    if wanted.num_classes is None:
+        raise WeightsError(
+            f"{where} has no classification layer (it would be {', '.join(sorted(names))}); "
+            "give num_classes=... to begin with a fresh one"
+        )
+    return names
+
+
+def _check_names(rules: tuple[Rule, ...], tensors: Tensors, layout: Layout, where: str) -> None:
+    read = {name for rule in rules for name in rule.their_names}
+    missing = [name for rule in rules for name in rule.their_names if name not in tensors]
+    unused = [name for name in tensors if name not in read and not layout.ignores(name)]
+    if missing or unused:
+        parts = [
+            f"{len(names)} tensors {what}:{listed(names)}"
+            for names, what in ((missing, "are missing"), (unused, "belong to no part of this model"))
+            if names
+        ]
+        raise WeightsError(
+            f"{where} does not hold this model (read as layout {layout.name}, {layout.source}).\n" + "\n".join(parts)
+        )
+
+
+def _read(rules: tuple[Rule, ...], tensors: Tensors, layout: Layout, where: str) -> dict[str, np.ndarray]:
+    leaves, wrong = {}, []
+    for rule in rules:
+        try:
+            leaves |= load_rule(rule, tensors)
+        except ValueError as error:  # ShapeError, and what numpy says of a split or stack that does not come out even
+            shapes = ", ".join(f"{name} {tensors[name].shape}" for name in rule.their_names[:2])
+            wrong.append(f"{', '.join(rule.our_names)} from {shapes}: {error}")
+    if wrong:
+        raise WeightsError(f"{where}: {len(wrong)} tensors of layout {layout.name} have no legal shape:{listed(wrong)}")
+    return leaves
+
+
+def _sizes(model: Classifier, leaves: Mapping[str, np.ndarray], layout: Layout, wanted: Sizes, headless: bool) -> Sizes:
+    """The wish, and where nothing is wished, the file."""
+    classes = wanted.num_classes if headless else wanted.num_classes or len(leaves[layout.classes])
+    image_size = wanted.image_size
+    if image_size is None and layout.positions in leaves:
+        rows, columns = leaves[layout.positions].shape[:2]
+        patch = model.backbone.strides[-1]
+        image_size = (rows * patch, columns * patch)
+    channels = wanted.in_channels or leaves[layout.first_conv].shape[2]
+    return Sizes(classes, image_size, channels)
+
+
+def _adapted(
+    leaves: dict[str, np.ndarray],
+    expected: Mapping[str, Any],
+    layout: Layout,
+    model: Classifier,
+    sizes: Sizes,
+    where: str,
+) -> dict[str, np.ndarray]:
+    """Another number of channels, another grid, and no head where the number of classes is another."""
+    leaves = dict(leaves)
+    last = layout.classes.rsplit(".", 1)[0]
+    if layout.classes in leaves and len(leaves[layout.classes]) != sizes.num_classes:
+        log.info("%s: the layer for %d classes is dropped", where, len(leaves[layout.classes]))
+        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith(f"{last}.")}
+    kernel = leaves[layout.first_conv]
+    if sizes.in_channels is not None and kernel.shape[2] != sizes.in_channels:
+        leaves[layout.first_conv] = adapt_channels(kernel, sizes.in_channels, where)
+        log.info("%s: %s adapted from %d to %d channels", where, layout.first_conv, kernel.shape[2], sizes.in_channels)
+    if layout.resample is not None and layout.positions in leaves and layout.positions in expected:
+        old, grid = leaves[layout.positions], expected[layout.positions].shape[:2]
+        if old.shape[:2] != grid:
+            leaves[layout.positions] = layout.resample(np.asarray(old, np.float32), grid)
+            log.info("%s: position embedding resampled from %s to %s", where, old.shape[:2], grid)
+    return leaves
+
+
+def _fresh(
+    model: Classifier,
+    state: eqx.nn.State,
+    leaves: Mapping[str, np.ndarray],
+    layout: Layout,
+    where: str,
+    key: PRNGKeyArray,
+) -> dict[str, Any]:
+    """Initial values of the last layer where the file's does not fit, and of what the layout does not have at all."""
+    last = layout.classes.rsplit(".", 1)[0]
+    expected = named_arrays(model, state)
+    names = [n for n in expected if n not in leaves and n.startswith((f"{last}.", *layout.fresh))]
+    if not names:
+        return {}
+    log.info("%s: fresh values for %s", where, ", ".join(names))
+    head = model.head.reset(expected[layout.classes].shape[0], key=key)
+    values = named_arrays(eqx.tree_at(lambda m: m.head, model, head), state)
+    return {name: values[name] for name in names}
+
+
+def _check_shapes(leaves: Mapping[str, Any], expected: Mapping[str, Any], layout: Layout, where: str) -> None:
+    wrong = [
+        f"{name}: {_shape(leaves, name)} in the file, {_shape(expected, name)} in the model"
+        for name in {**expected, **leaves}
+        if _shape(leaves, name) != _shape(expected, name)
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{where} does not hold this model (layout {layout.name}): {len(wrong)} leaves differ:{listed(wrong)}"
+        )
+
+
+def _shape(leaves: Mapping[str, Any], name: str) -> str:
+    return str(tuple(leaves[name].shape)) if name in leaves else "none"

@@ -1,0 +1,65 @@
+"""What a published checkpoint layout is: its rules, how to tell its files from others, and what its models do otherwise."""
+
+import fnmatch
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from eqvision.classifiers import Classifier
+from eqvision.pretrained.rules import Rule
+
+# (positions (h, w, d), new (h, w), strides of the backbone) -> positions on the new grid
+Resample = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which weights are published.
+
+    ``rules`` gives the table for a model (its shapes suffice). A file is of this layout if every pattern of ``marks``
+    fits one of its names and no pattern of ``unlike`` does. Tensors that fit ``ignored`` may be in the file and are
+    not read; leaves of ours that begin with one of ``fresh`` have no counterpart in it.
+    """
+
+    name: str
+    source: str
+    """Whose files these are, for messages and tables: 'timm VisionTransformer'."""
+    fits: Callable[[Classifier], bool]
+    """Whether a model is of the family that the layout describes."""
+    rules: Callable[[Classifier], tuple[Rule, ...]]
+    marks: tuple[str, ...]
+    unlike: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the zoo's builder that differ from the row's: what the original computes otherwise (eps, GELU)."""
+    from_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """More such arguments from the ``config.json`` beside the file, where there is one."""
+    resample: Resample | None = None
+    """How the original brings position embeddings to another grid; None for layouts without them."""
+    positions: str = "backbone.position.weight"
+    """The leaf that ``resample`` is for, (h, w, d)."""
+    first_conv: str = "backbone.patch_embed.weight"
+    """The leaf whose inputs are the channels of the image."""
+    classes: str = "head.linear.bias"
+    """The leaf whose length is the number of classes."""
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """Whether a file with these tensors is of this layout."""
+        return all(_any_fits(mark, names) for mark in self.marks) and not any(
+            _any_fits(pattern, names) for pattern in self.unlike
+        )
+
+    def found(self, names: Collection[str]) -> float:
+        """The share of ``marks`` that the names have: how near a file is."""
+        return sum(_any_fits(mark, names) for mark in self.marks) / max(len(self.marks), 1)
+
+    def ignores(self, name: str) -> bool:
+        """Whether a tensor of the file may stay unread."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.ignored)
+
+
+def _any_fits(pattern: str, names: Collection[str]) -> bool:
+    return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)

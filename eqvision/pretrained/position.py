@@ -1,0 +1,24 @@
+"""Position embeddings as files hold them: one row per token, prefix tokens first."""
+
+import math
+
+import numpy as np
+
+from eqvision.pretrained.rules import Arrays, Op, ShapeError
+
+
+def square_table(prefix: int) -> Op:
+    """(1, prefix + h * w, d) of a square grid <-> ``prefix`` leaves (d,), and then the grid (h, w, d)."""
+
+    def load(theirs: Arrays) -> Arrays:
+        table = theirs[0].reshape(theirs[0].shape[-2:])
+        side = math.isqrt(len(table) - prefix)
+        if side * side != len(table) - prefix:
+            raise ShapeError(theirs[0].shape, (1, prefix + side * side, table.shape[1]))
+        return (*table[:prefix], table[prefix:].reshape(side, side, -1))
+
+    def save(ours: Arrays) -> Arrays:
+        *tokens, grid = ours
+        return (np.concatenate([*(token[None] for token in tokens), grid.reshape(-1, grid.shape[-1])])[None],)
+
+    return Op(load, save)
