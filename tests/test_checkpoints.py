@@ -1,6 +1,9 @@
 """Checkpoints: digests, damage of every kind, retention, a full disk, and what is said about them."""
 
 import collections
+import dataclasses
+import hashlib
+import json
 import shutil
 
 import jax
@@ -20,6 +23,7 @@ from eqvision.checkpoint import (
     digests,
     steps_to_keep,
 )
+from eqvision.checkpoint.record import unpack
 from eqvision.mesh import make_mesh
 from eqvision.recipes import CheckpointConfig
 
@@ -329,3 +333,13 @@ def test_inspect_of_something_else_says_what_to_give(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["checkpoint", "inspct", str(tmp_path)])
     assert "inspect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"digest_version": 2}, {"colour": "blue"}])
+def test_a_checkpoint_of_another_version_is_not_called_damaged(change):
+    values = {**dataclasses.asdict(Record(3, versions={"eqvision": "9.1"})), **change}
+    text = json.dumps(values)
+    stored = {"record": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    with pytest.raises(CheckpointError, match=r"eqvision 9\.1, with digests of version .*read it with") as caught:
+        unpack(stored)
+    assert not isinstance(caught.value, DamagedError)

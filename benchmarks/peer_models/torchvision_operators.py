@@ -17,7 +17,7 @@ def usable_torchvision() -> None:
     import torch
 
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:  # operator torchvision::nms does not exist
         if "torchvision::" not in str(error):
             raise

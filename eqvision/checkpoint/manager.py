@@ -155,17 +155,15 @@ class Checkpoints:
     # Reading
 
     def record(self, step: int) -> Record:
-        """What is recorded beside the arrays of ``step``. Raises DamagedError."""
+        """What is recorded beside the arrays of ``step``. Raises DamagedError, and CheckpointError as ``unpack``."""
         import orbax.checkpoint as ocp
 
         try:
             with ocp.Checkpointer(_handler()) as reader:
                 stored = reader.restore(self.folder / str(step), args=ocp.args.Composite(record=ocp.args.JsonRestore()))
-            return unpack(stored["record"])
-        except DamagedError:
-            raise
         except Exception as error:
             raise DamagedError(f"record/metadata cannot be read: {_first_line(error)}") from error
+        return unpack(stored["record"])
 
     def restore(self, step: int, like: T) -> T:
         """The verified state of ``step``, shaped, typed and placed as ``like``.

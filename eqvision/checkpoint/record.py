@@ -12,6 +12,8 @@ from jaxtyping import PyTree
 
 T = TypeVar("T")
 
+DIGEST_VERSION = 1  # of the function in digest.py: other digests of an intact leaf would look like damage
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, found or used; what exists was left as it is."""
@@ -28,6 +30,7 @@ class Record:
     step: int
     digests: dict[str, str] = field(default_factory=dict)
     """Digest of each leaf by name; filled in when the checkpoint is written."""
+    digest_version: int = DIGEST_VERSION
     score: float | None = None
     """The metric that decides which checkpoints are best, where this step was evaluated."""
     history: dict[str, float] = field(default_factory=dict)
@@ -47,11 +50,21 @@ def pack(record: Record) -> dict[str, str]:
 
 
 def unpack(stored: Any) -> Record:
-    """Raises DamagedError where the text does not have its digest."""
+    """Raises DamagedError where the text does not have its digest, CheckpointError where another eqvision wrote it."""
     text = stored.get("record") if isinstance(stored, dict) else None
     if not isinstance(text, str) or hashlib.sha256(text.encode()).hexdigest() != stored.get("sha256"):
         raise DamagedError("record/metadata does not have the digest that was written with it")
-    return Record(**json.loads(text))
+    values = json.loads(text)
+    unknown = sorted(set(values) - {f.name for f in dataclasses.fields(Record)})
+    version = values.get("digest_version", 0)
+    if unknown or version != DIGEST_VERSION:
+        writer = values.get("versions", {}).get("eqvision", "of another version")
+        raise CheckpointError(
+            f"this checkpoint was written by eqvision {writer}, with digests of version {version} (here: "
+            f"{DIGEST_VERSION}) and further fields: {', '.join(unknown) or 'none'}; "
+            "read it with the eqvision that wrote it"
+        )
+    return Record(**values)
 
 
 def named(tree: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""A file's tensors and a layout -> a model with these numbers, or an error that names what does not fit. Strict both ways."""
+"""A file's tensors and a layout -> a model with these numbers, strictly both ways, or an error naming what differs."""
 
 import logging
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What a published checkpoint layout is: its rules, how to tell its files from others, and what its models do otherwise."""
+"""A published checkpoint layout: its rules, how to tell its files from others, and what its models do otherwise."""
 
 import fnmatch
 from collections.abc import Callable, Collection, Mapping
@@ -10,7 +10,7 @@ import numpy as np
 from eqvision.classifiers import Classifier
 from eqvision.pretrained.rules import Rule
 
-# (positions (h, w, d), new (h, w), strides of the backbone) -> positions on the new grid
+# (positions (h, w, d), new (h, w)) -> positions on the new grid
 Resample = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 

@@ -18,7 +18,7 @@ def square_table(prefix: int) -> Op:
         return (*table[:prefix], table[prefix:].reshape(side, side, -1))
 
     def save(ours: Arrays) -> Arrays:
-        *tokens, grid = ours
+        tokens, grid = ours[:-1], ours[-1]
         return (np.concatenate([*(token[None] for token in tokens), grid.reshape(-1, grid.shape[-1])])[None],)
 
     return Op(load, save)
