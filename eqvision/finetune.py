@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from eqvision.checkpoint import CheckpointError, named_leaves
+from eqvision.checkpoint.record import named, unnamed
 from eqvision.classifiers import Classifier
 from eqvision.layers import resample_grid
 from eqvision.predict import load_run
@@ -42,7 +43,8 @@ def _copied(old: dict[str, Array], tree, notes: list[str], what: str):
             f"--init {what} does not fit this model; {len(wrong)} parameters differ:\n  " + "\n  ".join(lines)
         )
     leaves = [_brought(name, old.get(name), leaf, notes) for name, leaf in names.items()]
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+    # In the order of the names: a state's own order is another, as "10" comes before "2".
+    return unnamed(tree, jax.tree.unflatten(jax.tree.structure(named(tree)), leaves))
 
 
 def _fits(name: str, old: dict[str, Array], new: dict[str, Array]) -> bool:

@@ -58,7 +58,9 @@ def load_run(path: str | Path) -> Run:
     optimizer = make_optimizer(
         config.optimizer, make_schedule(config.schedule, config.optimizer.learning_rate, 1_000_000)
     )
-    like = abstract_state(config, folder.read()["num_classes"], optimizer, make_mesh(num_devices=1))
+    # Whole on one device; where several processes read, on all, as each has devices of its own.
+    mesh = make_mesh() if jax.process_count() > 1 else make_mesh(num_devices=1)
+    like = abstract_state(config, folder.read()["num_classes"], optimizer, mesh)
     restored = Checkpoints(folder.checkpoints).restore_newest(like)
     if restored is None:
         raise RunFolderError(f"{folder.path} holds no checkpoint yet; let the run reach its first evaluation")

@@ -278,8 +278,8 @@ def test_a_sharded_step_over_processes_equals_one_process(tmp_path):
 # A run (R3): 1 -> 2 -> 1 processes
 
 
-def run_stage(folder, npz, epochs, processes, *, fsdp=1):
-    """Train to ``epochs`` with four devices in all, by the command line."""
+def run_stage(folder, npz, epochs, processes, *, fsdp=1, more=()):
+    """Train to ``epochs`` with four devices in all, by the command line with ``more`` options."""
     ids = folder / "ids"
     ids.mkdir(parents=True, exist_ok=True)
     options = (
@@ -288,7 +288,7 @@ def run_stage(folder, npz, epochs, processes, *, fsdp=1):
         "--optimizer.weight-decay 1e-3 --loop.batch-size 16 --loop.eval-batch-size 16 --loop.log-every 1 "
         f"--checkpoint.keep-last 9 --allow-config-change --loop.epochs {epochs} --mesh.fsdp {fsdp}"
     ).split()
-    options += ["--out", str(folder / "run"), "--data.path", str(npz)]
+    options += ["--out", str(folder / "run"), "--data.path", str(npz), *map(str, more)]
 
     def command(address, count, index):
         mesh = f"--mesh.coordinator {address} --mesh.num-processes {count} --mesh.process-id {index}".split()
@@ -352,6 +352,17 @@ def test_four_processes_train_as_one(tmp_path):
     whole, split = tmp_path / "whole", tmp_path / "split"
     run_stage(whole, npz, 1, 1)
     run_stage(split, npz, 1, 4)
+    check_equal_runs(split, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_begin_with_a_run_and_learn_from_it(tmp_path):
+    npz, first = write_npz(tmp_path / "toy.npz"), tmp_path / "first"
+    run_stage(first, npz, 1, 1)
+    more = ("--init", first / "run", "--distill.teacher", first / "run", "--distill.weight", 0.5)
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    run_stage(whole, npz, 1, 1, more=more)
+    run_stage(split, npz, 1, 2, more=more)
     check_equal_runs(split, whole)
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from toy import bytes_of, saved_state, saved_steps, toy_config, with_checkpoint, with_loop, with_optimizer, write_npz
 
+import eqvision
 import eqvision.train as train_module
-from eqvision import UnknownNameError, cli
+from eqvision import UnknownNameError, cli, finetune
 from eqvision.checkpoint import CheckpointError, Checkpoints
 from eqvision.mesh import make_mesh
-from eqvision.recipes import AugmentConfig
+from eqvision.predict import Run
+from eqvision.recipes import AugmentConfig, ModelConfig, TrainConfig
 from eqvision.replay import replay
 from eqvision.run_folder import RunFolder, RunFolderError
 from eqvision.signals import StoppedError, StopSignals
@@ -233,6 +235,18 @@ def test_fine_tuning_keeps_the_backbone_and_begins_a_new_head(npz, tmp_path, cap
         if hasattr(old.backbone, name):
             assert bytes_of(getattr(old.backbone, name)) == bytes_of(getattr(new.backbone, name)), name
     assert np.any(np.asarray(jax.tree.leaves(new.head)[0]))
+
+
+def test_every_statistic_comes_to_the_layer_that_it_belongs_to(monkeypatch):
+    """There are more than ten layers with statistics, of several widths: "10" comes before "2" among names."""
+    new, stats = eqvision.create("resnet20_cifar", num_classes=3, key=jax.random.key(0))
+    numbered = [leaf + i for i, leaf in enumerate(jax.tree.leaves(stats))]
+    old_stats = jax.tree.unflatten(jax.tree.structure(stats), numbered)
+    old = eqvision.create("resnet20_cifar", num_classes=3, key=jax.random.key(1))[0]
+    config = TrainConfig(model=ModelConfig("resnet20_cifar"))
+    monkeypatch.setattr(finetune, "load_run", lambda path: Run(config, ("a", "b", "c"), old, old_stats, 7))
+    begun = finetune.start_from("some/run", new, stats)
+    assert bytes_of(begun) == bytes_of((old, old_stats))
 
 
 def test_another_model_cannot_be_begun_with(npz, tmp_path):
