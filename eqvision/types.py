@@ -33,8 +33,8 @@ class WeightedValues(NamedTuple):
 
 
 class TokenFeatures(NamedTuple):
-    """What a transformer backbone gives: ``prefix`` holds the class token and then the registers (0 of them is
-    legal), ``patches`` the grid of patch tokens, which is also a feature map of one level.
+    """What a transformer backbone gives: ``prefix`` holds the class token, a distillation token and the
+    registers (0 of each is legal), ``patches`` the grid of patch tokens, which is also a feature map of one level.
     """
 
     prefix: Float[Array, "b p d"]

@@ -13,12 +13,14 @@ from eqvision.classifiers import (
     Classifier,
     axial_resnet_classifier,
     bit_classifier,
+    convnext_classifier,
     hybrid_classifier,
     mixer_classifier,
     mlp_classifier,
     resnet_cifar_classifier,
     resnet_classifier,
     small_cnn_classifier,
+    swin_classifier,
     vit_classifier,
 )
 from eqvision.layers import Implementation, Remat
@@ -27,6 +29,10 @@ from eqvision.names import nearest
 # What google-research/vision_transformer and big_vision do otherwise than timm.
 augreg = partial(vit_classifier, activation="gelu_tanh", zero_head=True)
 big_vision = partial(vit_classifier, activation="gelu_tanh", zero_head=True, position_on_class=False, pool="map")
+# timm's global average pool, and MAE's: the norm stands behind it.
+gap = partial(vit_classifier, pool="mean", norm_after_pool=True)
+deit3 = partial(vit_classifier, position_on_class=False, layer_scale=1e-6)
+dinov2 = partial(vit_classifier, pool="token_mean", layer_scale=1e-5)
 
 MODELS: dict[str, Callable[..., Classifier]] = {
     "resnet18": partial(resnet_classifier, 18),
@@ -54,8 +60,34 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "vit_e14": partial(vit_classifier, "e", 14),
     "vit_b16_in21k": partial(augreg, "b", 16, pre_logits=768),
     "vit_l16_in21k": partial(augreg, "l", 16, pre_logits=1024),
-    "vit_s16_reg4_mean": partial(vit_classifier, "s", 16, pool="mean", num_registers=4),
-    "vit_b16_reg4_mean": partial(vit_classifier, "b", 16, pool="mean", num_registers=4),
+    "vit_s16_reg4_mean": partial(gap, "s", 16, num_registers=4),
+    "vit_b16_reg4_mean": partial(gap, "b", 16, num_registers=4),
+    "vit_m16_reg4_mean": partial(gap, "m", 16, num_registers=4, layer_scale=1e-5),
+    "vit_betwixt16_reg4_mean": partial(gap, "betwixt", 16, num_registers=4, layer_scale=1e-5),
+    "vit_m16_mean": partial(vit_classifier, "m", 16, pool="mean", use_qkv_bias=False, layer_scale=1e-6),
+    "vit_h14_mean": partial(vit_classifier, "h", 14, pool="mean"),
+    "vit_b16_mae": partial(gap, "b", 16, class_token=True),
+    "vit_l16_mae": partial(gap, "l", 16, class_token=True),
+    "vit_h14_mae": partial(gap, "h", 14, class_token=True),
+    "deit_ti16": partial(vit_classifier, "ti", 16),
+    "deit_s16": partial(vit_classifier, "s", 16),
+    "deit_b16": partial(vit_classifier, "b", 16),
+    "deit_ti16_distilled": partial(vit_classifier, "ti", 16, distillation_token=True),
+    "deit_s16_distilled": partial(vit_classifier, "s", 16, distillation_token=True),
+    "deit_b16_distilled": partial(vit_classifier, "b", 16, distillation_token=True),
+    "deit3_s16": partial(deit3, "s", 16),
+    "deit3_m16": partial(deit3, "m", 16),
+    "deit3_b16": partial(deit3, "b", 16),
+    "deit3_l16": partial(deit3, "l", 16),
+    "deit3_h14": partial(deit3, "h", 14),
+    "vit_s14_dinov2": partial(dinov2, "s", 14),
+    "vit_b14_dinov2": partial(dinov2, "b", 14),
+    "vit_l14_dinov2": partial(dinov2, "l", 14),
+    "vit_g14_dinov2": partial(dinov2, "g_dinov2", 14, mlp="swiglu"),
+    "vit_s14_reg4_dinov2": partial(dinov2, "s", 14, num_registers=4),
+    "vit_b14_reg4_dinov2": partial(dinov2, "b", 14, num_registers=4),
+    "vit_l14_reg4_dinov2": partial(dinov2, "l", 14, num_registers=4),
+    "vit_g14_reg4_dinov2": partial(dinov2, "g_dinov2", 14, num_registers=4, mlp="swiglu"),
     "vit_ti16_augreg": partial(augreg, "ti", 16),
     "vit_s16_augreg": partial(augreg, "s", 16),
     "vit_s32_augreg": partial(augreg, "s", 32),
@@ -63,7 +95,7 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "vit_b16_augreg": partial(augreg, "b", 16),
     "vit_b32_augreg": partial(augreg, "b", 32),
     "vit_l16_augreg": partial(augreg, "l", 16),
-    "vit_s16_big_vision": partial(big_vision, "s", 16, pool="mean", position="sincos2d"),
+    "vit_s16_big_vision": partial(big_vision, "s", 16, pool="mean", position="sincos2d_big_vision", pre_logits=384),
     "vit_b16_big_vision": partial(big_vision, "b", 16),
     "vit_l16_big_vision": partial(big_vision, "l", 16),
     "vit_h14_big_vision": partial(big_vision, "h", 14),
@@ -74,6 +106,7 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "vit_s_r26_s32": partial(hybrid_classifier, "r26_s32"),
     "vit_b_r26_s32": partial(hybrid_classifier, "r26_b32"),
     "vit_b_r50_s16": partial(hybrid_classifier, "r50_b16"),
+    "vit_b_r50_s16_in21k": partial(hybrid_classifier, "r50_b16", pre_logits=768),
     "vit_l_r50_s32": partial(hybrid_classifier, "r50_l32"),
     "mixer_s16": partial(mixer_classifier, "s", 16),
     "mixer_s32": partial(mixer_classifier, "s", 32),
@@ -88,18 +121,43 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "bit_r101x3": partial(bit_classifier, 101, 3),
     "bit_r152x2": partial(bit_classifier, 152, 2),
     "bit_r152x4": partial(bit_classifier, 152, 4),
+    "convnext_tiny": partial(convnext_classifier, "tiny"),
+    "convnext_small": partial(convnext_classifier, "small"),
+    "convnext_base": partial(convnext_classifier, "base"),
+    "convnext_large": partial(convnext_classifier, "large"),
+    "convnext_xlarge": partial(convnext_classifier, "xlarge"),
+    "convnextv2_atto": partial(convnext_classifier, "atto", version=2),
+    "convnextv2_femto": partial(convnext_classifier, "femto", version=2),
+    "convnextv2_pico": partial(convnext_classifier, "pico", version=2),
+    "convnextv2_nano": partial(convnext_classifier, "nano", version=2),
+    "convnextv2_tiny": partial(convnext_classifier, "tiny", version=2),
+    "convnextv2_base": partial(convnext_classifier, "base", version=2),
+    "convnextv2_large": partial(convnext_classifier, "large", version=2),
+    "convnextv2_huge": partial(convnext_classifier, "huge", version=2),
     "axial_resnet26": partial(axial_resnet_classifier, 26),
     "axial_resnet50": partial(axial_resnet_classifier, 50),
     "axial_resnet101": partial(axial_resnet_classifier, 101),
     "axial_resnet152": partial(axial_resnet_classifier, 152),
+    "swin_t": partial(swin_classifier, "t"),
+    "swin_s": partial(swin_classifier, "s"),
+    "swin_b": partial(swin_classifier, "b"),
+    "swin_l": partial(swin_classifier, "l"),
+    "swin_b_window12": partial(swin_classifier, "b", 12),
+    "swin_l_window12": partial(swin_classifier, "l", 12),
     "small_cnn": small_cnn_classifier,
     "mlp": mlp_classifier,
 }
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Names that match a shell pattern such as ``vit*``; ``pretrained``: those with published weights, none yet."""
-    return [] if pretrained else sorted(fnmatch.filter(MODELS, pattern))
+    """Names that match a shell pattern such as ``vit*``; ``pretrained``: those with published weights."""
+    names = sorted(fnmatch.filter(MODELS, pattern))
+    if not pretrained:
+        return names
+    from eqvision.pretrained.cards import cards  # which comes after the zoo
+
+    known = {card.name for card in cards()}
+    return [name for name in names if name in known]
 
 
 def create(

@@ -9,11 +9,24 @@ from typing import NamedTuple
 
 import jax
 
-from eqvision.backbones import SIZES, AxialResNet, BiT, HybridViT, Mixer, MixerSize, VisionTransformer, ViTSize
+from eqvision.backbones import (
+    SIZES,
+    AxialResNet,
+    BiT,
+    ConvNeXt,
+    ConvNeXtSize,
+    HybridViT,
+    Mixer,
+    MixerSize,
+    SwinSize,
+    SwinTransformer,
+    VisionTransformer,
+    ViTSize,
+)
 from eqvision.backbones.hybrid import HybridStem
 from eqvision.backbones.resnet import ConvNorm, ResidualBlock, ResNet
 from eqvision.classifiers import Classifier
-from eqvision.heads import AttentionPool, MapHead, TokenHead, zeros
+from eqvision.heads import AttentionPool, DistilledHead, MapHead, NormedMapHead, NormPoolHead, TokenHead, zeros
 from eqvision.zoo import MODELS
 
 
@@ -87,6 +100,7 @@ HE = "He et al. 2016, table 6; multiply-adds of chenyaofo/pytorch-cifar-models" 
 # Chen et al. 2022 (PaLI), table 8: 3926 M and 1980 GFLOPs. Its parameters include attention pooling and the
 # head for JFT-3B, of about 30 000 classes.
 PALI = "Chen et al. 2022, table 8"
+CONVNEXT_V2 = "README of facebookresearch/ConvNeXt-V2"
 
 CASES = (
     Case("resnet18", 224, 11.689512, 1.814, maps(56, 64), TORCHVISION),
@@ -118,6 +132,34 @@ CASES = (
     # timm has its small models with registers in other widths, so no multiply-adds of this one.
     Case("vit_s16_reg4_mean", 224, 22.05, None, tokens(4, 14, 384), TIMM, extra=2 * 384),
     Case("vit_b16_reg4_mean", 256, 86.62, 23.5, tokens(4, 16, 768), "timm vit_base_patch16_reg4_gap_256"),
+    Case("vit_m16_reg4_mean", 256, 38.88, 10.76, tokens(4, 16, 512), TIMM),
+    Case("vit_betwixt16_reg4_mean", 256, 60.4, 16.52, tokens(4, 16, 640), TIMM),
+    Case("vit_m16_mean", 256, 38.86, 10.59, tokens(0, 16, 512), TIMM),
+    # timm has this one without a head.
+    Case("vit_h14_mean", 224, 630.76, 166.73, tokens(0, 16, 1280), TIMM, 0),
+    Case("vit_b16_mae", 224, 86.567656, 17.58, tokens(1, 14, 768), "torchvision, timm"),
+    Case("vit_l16_mae", 224, 304.326632, 61.6, tokens(1, 14, 1024), "torchvision, timm"),
+    Case("vit_h14_mae", 224, 632.045800, 167.4, tokens(1, 16, 1280), "torchvision, timm"),
+    Case("deit_ti16", 224, 5.72, 1.26, tokens(1, 14, 192), TIMM),
+    Case("deit_s16", 224, 22.05, 4.61, tokens(1, 14, 384), TIMM),
+    Case("deit_b16", 224, 86.57, 17.58, tokens(1, 14, 768), TIMM),
+    Case("deit_ti16_distilled", 224, 5.91, 1.27, tokens(2, 14, 192), TIMM),
+    Case("deit_s16_distilled", 224, 22.44, 4.63, tokens(2, 14, 384), TIMM),
+    Case("deit_b16_distilled", 224, 87.34, 17.68, tokens(2, 14, 768), TIMM),
+    Case("deit3_s16", 224, 22.06, 4.61, tokens(1, 14, 384), TIMM),
+    Case("deit3_m16", 224, 38.85, 8.0, tokens(1, 14, 512), TIMM),
+    Case("deit3_b16", 224, 86.59, 17.58, tokens(1, 14, 768), TIMM),
+    Case("deit3_l16", 224, 304.37, 61.6, tokens(1, 14, 1024), TIMM),
+    Case("deit3_h14", 224, 632.13, 167.4, tokens(1, 16, 1280), TIMM),
+    # timm has DINOv2 without a head; with registers its class token has no position.
+    Case("vit_s14_dinov2", 518, 22.06, 46.76, tokens(1, 37, 384), TIMM, 0),
+    Case("vit_b14_dinov2", 518, 86.58, 151.71, tokens(1, 37, 768), TIMM, 0),
+    Case("vit_l14_dinov2", 518, 304.37, 507.15, tokens(1, 37, 1024), TIMM, 0),
+    Case("vit_g14_dinov2", 518, 1136.48, 1784.2, tokens(1, 37, 1536), TIMM, 0),
+    Case("vit_s14_reg4_dinov2", 518, 22.06, 46.95, tokens(5, 37, 384), TIMM, 0, extra=384),
+    Case("vit_b14_reg4_dinov2", 518, 86.58, 152.25, tokens(5, 37, 768), TIMM, 0, extra=768),
+    Case("vit_l14_reg4_dinov2", 518, 304.37, 508.9, tokens(5, 37, 1024), TIMM, 0, extra=1024),
+    Case("vit_g14_reg4_dinov2", 518, 1136.48, 1790.08, tokens(5, 37, 1536), TIMM, 0, extra=1536),
     Case("vit_ti16_augreg", 224, 5.72, 1.26, tokens(1, 14, 192), TIMM),
     Case("vit_s16_augreg", 224, 22.05, 4.61, tokens(1, 14, 384), TIMM),
     Case("vit_s32_augreg", 224, 22.88, 1.15, tokens(1, 7, 384), TIMM),
@@ -125,8 +167,16 @@ CASES = (
     Case("vit_b16_augreg", 224, 86.567656, 17.58, tokens(1, 14, 768), "torchvision, timm"),
     Case("vit_b32_augreg", 224, 88.224232, 4.41, tokens(1, 7, 768), "torchvision, timm"),
     Case("vit_l16_augreg", 224, 304.326632, 61.6, tokens(1, 14, 1024), "torchvision, timm"),
-    # Nothing learned in place of the class token and 1 + 14 * 14 positions.
-    Case("vit_s16_big_vision", 224, 22.05, 4.61, tokens(0, 14, 384), TIMM, extra=-384 * (2 + 14 * 14)),
+    # A tanh layer, and nothing learned in place of the class token and 1 + 14 * 14 positions.
+    Case(
+        "vit_s16_big_vision",
+        224,
+        22.05,
+        4.61,
+        tokens(0, 14, 384),
+        TIMM,
+        extra=tanh_layer(384) - 384 * (2 + 14 * 14),
+    ),
     Case("vit_b16_big_vision", 224, 92.88, 17.73, tokens(0, 14, 768), "timm vit_base_patch16_siglip_224", 0),
     Case("vit_l16_big_vision", 256, 315.96, 81.34, tokens(0, 16, 1024), "timm vit_large_patch16_siglip_256", 0),
     Case("vit_h14_big_vision", 224, 632.0458, 167.4, tokens(0, 16, 1280), "torchvision", extra=pool_for_token("h")),
@@ -138,6 +188,17 @@ CASES = (
     Case("vit_b_r26_s32", 224, 101.38, 6.81, tokens(1, 7, 768), TIMM, additions=stem_additions(2, 2, 2, 2)),
     # timm has this one without a head.
     Case("vit_b_r50_s16", 224, 97.89, 21.66, tokens(1, 14, 768), TIMM, 0, additions=stem_additions(3, 4, 9)),
+    Case(
+        "vit_b_r50_s16_in21k",
+        224,
+        97.89,
+        21.66,
+        tokens(1, 14, 768),
+        TIMM,
+        0,
+        extra=tanh_layer(768),
+        additions=stem_additions(3, 4, 9),
+    ),
     Case("vit_l_r50_s32", 224, 328.99, 19.58, tokens(1, 7, 1024), TIMM, additions=stem_additions(3, 4, 6, 3)),
     Case("mixer_s16", 224, 18.53, 3.79, tokens(0, 14, 512), TIMM, resizes=False),
     Case("mixer_s32", 224, 19.1, 1.0, tokens(0, 7, 512), TIMM, resizes=False),
@@ -154,11 +215,32 @@ CASES = (
     Case("bit_r101x3", 224, 387.93, None, maps(56, 768), TIMM),
     Case("bit_r152x2", 224, 236.34, None, maps(56, 512), TIMM),
     Case("bit_r152x4", 224, 936.53, None, maps(56, 1024), TIMM),
+    # torchvision has no xlarge.
+    Case("convnext_tiny", 224, 28.589128, 4.456, maps(56, 96), TORCHVISION),
+    Case("convnext_small", 224, 50.223688, 8.684, maps(56, 96), TORCHVISION),
+    Case("convnext_base", 224, 88.591464, 15.355, maps(56, 128), TORCHVISION),
+    Case("convnext_large", 224, 197.767336, 34.361, maps(56, 192), TORCHVISION),
+    Case("convnext_xlarge", 224, 350.2, 60.9, maps(56, 256), "Liu et al. 2022, table 1"),
+    Case("convnextv2_atto", 224, 3.7, 0.55, maps(56, 40), CONVNEXT_V2),
+    Case("convnextv2_femto", 224, 5.2, 0.78, maps(56, 48), CONVNEXT_V2),
+    Case("convnextv2_pico", 224, 9.1, 1.37, maps(56, 64), CONVNEXT_V2),
+    Case("convnextv2_nano", 224, 15.6, 2.45, maps(56, 80), CONVNEXT_V2),
+    Case("convnextv2_tiny", 224, 28.6, 4.47, maps(56, 96), CONVNEXT_V2),
+    Case("convnextv2_base", 224, 89, 15.4, maps(56, 128), CONVNEXT_V2),
+    Case("convnextv2_large", 224, 198, 34.4, maps(56, 192), CONVNEXT_V2),
+    Case("convnextv2_huge", 224, 660, 115, maps(56, 352), CONVNEXT_V2),
     # Scenic publishes neither; the networks of Wang et al. 2020 have other widths.
     Case("axial_resnet26", 224, None, None, maps(56, 256), "nothing published"),
     Case("axial_resnet50", 224, None, None, maps(56, 256), "nothing published"),
     Case("axial_resnet101", 224, None, None, maps(56, 256), "nothing published"),
     Case("axial_resnet152", 224, None, None, maps(56, 256), "nothing published"),
+    # Multiply-adds at 384 and of L: Liu et al. 2021, table 1.
+    Case("swin_t", 224, 28.288354, 4.491, maps(56, 96), TORCHVISION),
+    Case("swin_s", 224, 49.606258, 8.741, maps(56, 96), TORCHVISION),
+    Case("swin_b", 224, 87.768224, 15.431, maps(56, 128), TORCHVISION),
+    Case("swin_l", 224, 196.532476, 34.5, maps(56, 192), TIMM),
+    Case("swin_b_window12", 384, 87.903584, 47.0, maps(96, 128), TIMM),
+    Case("swin_l_window12", 384, 196.735516, 103.9, maps(96, 192), TIMM),
     # Of our own making, for smoke runs.
     Case("small_cnn", 32, None, None, maps(32, 32, 3), "nothing published", num_classes=10),
     Case("mlp", 32, None, None, ((1, 1, 256),), "nothing published", num_classes=10, resizes=False),
@@ -213,6 +295,22 @@ def random_vit(*, num_classes: int, in_channels: int, key: jax.Array) -> Classif
     return Classifier(backbone, None, TokenHead(32, num_classes, pool="mean", pre_logits=16, key=keys[1]))
 
 
+def distilled_vit(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
+    """DeiT's distillation token and its second linear layer."""
+    keys = jax.random.split(key)
+    options = {"image_size": 8, "in_channels": in_channels, "distillation_token": True}
+    backbone = VisionTransformer(TOY_SIZE, 4, **options, key=keys[0])
+    return Classifier(backbone, None, DistilledHead(32, num_classes, key=keys[1]))
+
+
+def dinov2_vit(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
+    """Gated MLP, layer scale, registers; class token and mean; no biases of queries, keys and values."""
+    keys = jax.random.split(key)
+    options = {"mlp": "swiglu", "layer_scale": 0.1, "num_registers": 2, "use_qkv_bias": False}
+    backbone = VisionTransformer(TOY_SIZE, 4, image_size=8, in_channels=in_channels, **options, key=keys[0])
+    return Classifier(backbone, None, TokenHead(32, num_classes, pool="token_mean", key=keys[1]))
+
+
 def big_vision_vit(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
     """Attention pooling, sin-cos positions and a head of zeros."""
     keys = jax.random.split(key, 3)
@@ -261,19 +359,39 @@ def hybrid_vit(*, num_classes: int, in_channels: int, key: jax.Array) -> Classif
     return Classifier(HybridViT(stem, vit), None, TokenHead(32, num_classes, key=keys[2]))
 
 
+def random_swin(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
+    """Two stages with windows that divide neither map, dropout and drop-path."""
+    keys = jax.random.split(key)
+    size = SwinSize(width=8, depths=(2, 4), num_heads=(2, 4))
+    backbone = SwinTransformer(size, 3, in_channels=in_channels, dropout=0.1, drop_path=0.3, key=keys[0])
+    return Classifier(backbone, None, NormPoolHead(16, num_classes, key=keys[1]))
+
+
+def convnext_toy(*, num_classes: int, in_channels: int, key: jax.Array) -> Classifier:
+    """ConvNeXt V2's blocks with V1's layer scale beside them, and drop-path."""
+    keys = jax.random.split(key)
+    size = ConvNeXtSize(depths=(2, 1), widths=(8, 12))
+    backbone = ConvNeXt(size, in_channels=in_channels, grn=True, layer_scale=0.5, drop_path=0.5, key=keys[0])
+    return Classifier(backbone, None, NormedMapHead(12, num_classes, key=keys[1]))
+
+
 TOYS = (
     Toy("resnet20_cifar", MODELS["resnet20_cifar"], 16, 3),
     Toy("bottleneck_resnet", bottleneck_resnet, 32, 2),
     Toy("vit_ti16", functools.partial(MODELS["vit_ti16"], image_size=32), 32, 12),
     Toy("random_vit", random_vit, 8, 3, random=True),
     Toy("big_vision_vit", big_vision_vit, 8, 3),
+    Toy("distilled_vit", distilled_vit, 8, 3),
+    Toy("dinov2_vit", dinov2_vit, 8, 3),
     Toy("small_cnn", MODELS["small_cnn"], 8, 3),
     Toy("mlp", functools.partial(MODELS["mlp"], image_size=8), 8, 2),
     Toy("random_mixer", random_mixer, 8, 2, random=True),
     Toy("hybrid_vit", hybrid_vit, 16, 3),
+    Toy("random_swin", random_swin, 28, 2, random=True),
 )
 SLOW_TOYS = (
     Toy("resnet18", MODELS["resnet18"], 64, 4),
     Toy("bit", bit, 32, 2),
     Toy("axial_resnet", axial_resnet, 32, 2),
+    Toy("convnext", convnext_toy, 40, 2, random=True),
 )

@@ -319,7 +319,7 @@ def test_reset_keeps_the_pooling_and_drops_the_pre_logits(pool):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pool": "cls"}, r"pool 'cls' is unknown; choose from \('token', 'mean', 'map', 'none'\)"),
+        ({"pool": "cls"}, r"pool 'cls' is unknown; choose from \('token', 'mean', 'token_mean', 'map', 'none'\)"),
         ({"pool": "map"}, r"pool='map' needs map_pool=AttentionPool\(...\), and no other pool takes it"),
     ],
 )
@@ -441,7 +441,7 @@ def test_conventions_of_the_sources(name, activation, class_position, pool):
     assert (model.backbone.class_position is not None) is class_position
     assert model.head.pool == pool
     assert (model.head.map_pool is not None) is (pool == "map")
-    assert (model.head.pre_logits is not None) is (name == "vit_b16_in21k")
+    assert (model.head.pre_logits is not None) is (name in ("vit_b16_in21k", "vit_s16_big_vision"))
     if pool == "map":
         assert model.head.map_pool.mlp.activation == activation
 

@@ -186,11 +186,16 @@ def bit(
     width_factor: int = 1,
     *,
     in_channels: int = 3,
+    conv_eps: float = 1e-10,
     remat: Remat = "none",
     unroll: int | bool = True,
     key: PRNGKeyArray,
 ) -> BiT:
-    """BiT-R``depth``x``width_factor``; published are R50x1, R50x3, R101x1, R101x3, R152x2 and R152x4."""
+    """BiT-R``depth``x``width_factor``; published are R50x1, R50x3, R101x1, R101x3, R152x2 and R152x4.
+
+    ``conv_eps`` is that of ``BiT``.
+    """
     if depth not in BIT_DEPTHS:
         raise ValueError(f"BiT of depth {depth} does not exist; choose from {', '.join(map(str, BIT_DEPTHS))}")
-    return BiT(BIT_DEPTHS[depth], 64 * width_factor, in_channels=in_channels, remat=remat, unroll=unroll, key=key)
+    blocks, width = BIT_DEPTHS[depth], 64 * width_factor
+    return BiT(blocks, width, in_channels=in_channels, conv_eps=conv_eps, remat=remat, unroll=unroll, key=key)

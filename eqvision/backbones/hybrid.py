@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from eqvision.backbones.bit import Stage, bottleneck_stages
 from eqvision.backbones.checks import check_images, legal_size
 from eqvision.backbones.vit import SIZES, VisionTransformer
-from eqvision.layers import Activation, GroupNorm, Implementation, Remat, StandardizedConv, max_pool
+from eqvision.layers import Activation, EpsOn, GroupNorm, Implementation, Remat, StandardizedConv, max_pool
 from eqvision.types import Images, TokenFeatures
 
 
@@ -29,11 +29,14 @@ class StandardizedConvNorm(eqx.Module):
         stride: int = 1,
         num_groups: int = 32,
         conv_eps: float = 1e-8,
+        conv_eps_on: EpsOn = "variance",
         norm_eps: float = 1e-5,
         weight_init: float = 1.0,
         key: PRNGKeyArray,
     ):
-        self.conv = StandardizedConv(in_channels, out_channels, kernel_size, stride=stride, eps=conv_eps, key=key)
+        self.conv = StandardizedConv(
+            in_channels, out_channels, kernel_size, stride=stride, eps=conv_eps, eps_on=conv_eps_on, key=key
+        )
         self.norm = GroupNorm(out_channels, num_groups=num_groups, eps=norm_eps, weight_init=weight_init)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
@@ -56,11 +59,18 @@ class PostActivationBlock(eqx.Module):
         stride: int = 1,
         num_groups: int = 32,
         conv_eps: float = 1e-8,
+        conv_eps_on: EpsOn = "variance",
         norm_eps: float = 1e-5,
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, 4)
-        conv = functools.partial(StandardizedConvNorm, num_groups=num_groups, conv_eps=conv_eps, norm_eps=norm_eps)
+        conv = functools.partial(
+            StandardizedConvNorm,
+            num_groups=num_groups,
+            conv_eps=conv_eps,
+            conv_eps_on=conv_eps_on,
+            norm_eps=norm_eps,
+        )
         self.conv1 = conv(in_channels, width, 1, key=keys[0])
         self.conv2 = conv(width, width, 3, stride=stride, key=keys[1])
         self.conv3 = conv(width, 4 * width, 1, weight_init=0.0, key=keys[2])
@@ -77,9 +87,9 @@ class PostActivationBlock(eqx.Module):
 class HybridStem(eqx.Module):
     """Root of stride 4 and stages of ``blocks`` bottlenecks, each stage but the first of stride 2.
 
-    ``blocks`` may be empty. ``conv_eps`` is added to the variance of the weights and ``norm_eps`` to that of
-    the maps, as in timm and transformers; google-research/vision_transformer has 1e-6 for the maps, and for
-    the weights adds 1e-5 to the standard deviation.
+    ``blocks`` may be empty. ``conv_eps`` is added to the variance of the weights and ``norm_eps`` to that of the
+    maps, as in timm and transformers. google-research/vision_transformer has ``norm_eps=1e-6``, ``conv_eps=1e-5``
+    and ``conv_eps_on="deviation"``.
     """
 
     root: StandardizedConvNorm
@@ -96,6 +106,7 @@ class HybridStem(eqx.Module):
         in_channels: int = 3,
         num_groups: int = 32,
         conv_eps: float = 1e-8,
+        conv_eps_on: EpsOn = "variance",
         norm_eps: float = 1e-5,
         remat: Remat = "none",
         unroll: int | bool = True,
@@ -109,10 +120,17 @@ class HybridStem(eqx.Module):
             stride=2,
             num_groups=num_groups,
             conv_eps=conv_eps,
+            conv_eps_on=conv_eps_on,
             norm_eps=norm_eps,
             key=keys[0],
         )
-        block = functools.partial(PostActivationBlock, num_groups=num_groups, conv_eps=conv_eps, norm_eps=norm_eps)
+        block = functools.partial(
+            PostActivationBlock,
+            num_groups=num_groups,
+            conv_eps=conv_eps,
+            conv_eps_on=conv_eps_on,
+            norm_eps=norm_eps,
+        )
         self.stages = bottleneck_stages(block, blocks, width, remat=remat, unroll=unroll, key=keys[1])
         self.in_channels = in_channels
         self.channels = 4 * width * 2 ** (len(blocks) - 1) if blocks else width
@@ -189,6 +207,9 @@ def hybrid_vit(
     image_size: int | tuple[int, int] = 224,
     in_channels: int = 3,
     activation: Activation = "gelu_tanh",
+    conv_eps: float = 1e-8,
+    conv_eps_on: EpsOn = "variance",
+    norm_eps: float = 1e-5,
     dropout: float = 0.0,
     drop_path: float = 0.0,
     implementation: Implementation = "xla",
@@ -199,14 +220,24 @@ def hybrid_vit(
 ) -> HybridViT:
     """Hybrid ViT ``r_ti16``, ``r26_s32``, ``r26_b32``, ``r50_b16`` or ``r50_l32``, with a class token.
 
-    ``activation`` is ``gelu_tanh`` in google-research/vision_transformer and the exact ``gelu`` in timm.
-    ``unroll`` is the transformer's, ``unroll_stem`` that of the stages of the ResNet (see ``Stage``).
+    ``activation`` is ``gelu_tanh`` in google-research/vision_transformer and the exact ``gelu`` in timm;
+    ``conv_eps``, ``conv_eps_on`` and ``norm_eps`` are those of ``HybridStem``. ``unroll`` is the transformer's,
+    ``unroll_stem`` that of the stages of the ResNet (see ``Stage``).
     """
     if size not in HYBRID_SIZES:
         raise ValueError(f"hybrid ViT {size!r} does not exist; choose from {', '.join(HYBRID_SIZES)}")
     blocks, vit, patch_size = HYBRID_SIZES[size]
     keys = jax.random.split(key)
-    stem = HybridStem(blocks, in_channels=in_channels, remat=remat, unroll=unroll_stem, key=keys[0])
+    stem = HybridStem(
+        blocks,
+        in_channels=in_channels,
+        conv_eps=conv_eps,
+        conv_eps_on=conv_eps_on,
+        norm_eps=norm_eps,
+        remat=remat,
+        unroll=unroll_stem,
+        key=keys[0],
+    )
     height, width = legal_size(image_size, stem.stride * patch_size)
     transformer = VisionTransformer(
         SIZES[vit],

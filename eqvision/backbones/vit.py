@@ -12,6 +12,7 @@ from eqvision.layers import (
     Activation,
     Implementation,
     LayerNorm,
+    MLPKind,
     PatchEmbed,
     PositionEmbedding2D,
     Remat,
@@ -23,7 +24,7 @@ from eqvision.layers import (
 )
 from eqvision.types import Images, TokenFeatures
 
-PositionKind = Literal["learned", "sincos2d"]
+PositionKind = Literal["learned", "sincos2d", "sincos2d_big_vision"]
 
 
 class ViTSize(NamedTuple):
@@ -33,24 +34,30 @@ class ViTSize(NamedTuple):
     mlp_dim: int
 
 
-# Dosovitskiy et al. 2021 table 1, Touvron et al. 2021 (Ti, S), Zhai et al. 2022 table 2 (g, G), Chen et al. 2022 (e).
+# Dosovitskiy et al. 2021 table 1, Touvron et al. 2021 (Ti, S), Zhai et al. 2022 table 2 (g, G), Chen et al. 2022 (e),
+# Oquab et al. 2023 table 17 (DINOv2's g, whose MLP is gated); m and betwixt are timm's.
 SIZES = {
     "ti": ViTSize(192, 12, 3, 768),
     "s": ViTSize(384, 12, 6, 1536),
+    "m": ViTSize(512, 12, 8, 2048),
+    "betwixt": ViTSize(640, 12, 10, 2560),
     "b": ViTSize(768, 12, 12, 3072),
     "l": ViTSize(1024, 24, 16, 4096),
     "h": ViTSize(1280, 32, 16, 5120),
     "g": ViTSize(1408, 40, 16, 6144),
     "G": ViTSize(1664, 48, 16, 8192),
     "e": ViTSize(1792, 56, 16, 15360),
+    "g_dinov2": ViTSize(1536, 40, 24, 4096),
 }
 
 
 class VisionTransformer(eqx.Module):
     """Patches, position embedding, a scanned stack of pre-norm blocks, a final norm.
 
+    The prefix is the class token, DeiT's distillation token and the registers, each where there is one.
     ``class_position`` is the class token's own position embedding: present where the position embedding is
-    added after the class token joins (ViT, DeiT, AugReg), absent where it is added before (big_vision).
+    added after the class token joins (ViT, DeiT, AugReg), absent where it is added before (big_vision); the
+    distillation token is alike, and registers have none. ``final_norm=False`` leaves the norm to the head.
     Images of any height and width that the patch divides are legal: the position embedding is resampled.
     """
 
@@ -58,9 +65,11 @@ class VisionTransformer(eqx.Module):
     position: PositionEmbedding2D | SinCos2D
     class_token: Float[Array, " d"] | None
     class_position: Float[Array, " d"] | None
+    distillation_token: Float[Array, " d"] | None
+    distillation_position: Float[Array, " d"] | None
     registers: Float[Array, "r d"] | None
     encoder: TransformerStack
-    norm: LayerNorm
+    norm: LayerNorm | None
     dropout: float = eqx.field(static=True)
     in_channels: int = eqx.field(static=True)
     channels: tuple[int, ...] = eqx.field(static=True)
@@ -74,10 +83,14 @@ class VisionTransformer(eqx.Module):
         image_size: int | tuple[int, int] = 224,
         in_channels: int = 3,
         class_token: bool = True,
+        distillation_token: bool = False,
         num_registers: int = 0,
         position: PositionKind = "learned",
         position_on_class: bool = True,
         activation: Activation = "gelu",
+        mlp: MLPKind = "plain",
+        use_qkv_bias: bool = True,
+        final_norm: bool = True,
         eps: float = 1e-6,
         dropout: float = 0.0,
         drop_path: float = 0.0,
@@ -87,13 +100,16 @@ class VisionTransformer(eqx.Module):
         unroll: int = 1,
         key: PRNGKeyArray,
     ):
-        keys = jax.random.split(key, 6)
+        keys = jax.random.split(key, 8)
         rows, columns = legal_size(image_size, patch_size)
         grid, width = (rows // patch_size, columns // patch_size), size.width
         self.patch_embed = PatchEmbed(in_channels, width, patch_size, key=keys[0])
-        self.position = PositionEmbedding2D(grid, width, key=keys[1]) if position == "learned" else SinCos2D(width)
+        self.position = _position(position, grid, width, key=keys[1])
         self.class_token = normal(keys[2], (width,), 0.02) if class_token else None
         self.class_position = normal(keys[3], (width,), 0.02) if class_token and position_on_class else None
+        self.distillation_token = normal(keys[6], (width,), 0.02) if distillation_token else None
+        on_token = distillation_token and position_on_class
+        self.distillation_position = normal(keys[7], (width,), 0.02) if on_token else None
         self.registers = normal(keys[4], (num_registers, width), 0.02) if num_registers else None
         self.encoder = TransformerStack(
             size.depth,
@@ -105,12 +121,14 @@ class VisionTransformer(eqx.Module):
             dropout=dropout,
             drop_path=drop_path,
             layer_scale=layer_scale,
+            use_qkv_bias=use_qkv_bias,
+            mlp=mlp,
             implementation=implementation,
             remat=remat,
             unroll=unroll,
             key=keys[5],
         )
-        self.norm = LayerNorm(width, eps=eps)
+        self.norm = LayerNorm(width, eps=eps) if final_norm else None
         self.dropout = dropout
         self.in_channels = in_channels
         self.channels = (width,)
@@ -122,17 +140,23 @@ class VisionTransformer(eqx.Module):
         tokens, grid = self._embed(images)
         tokens = dropout(tokens, self.dropout, train=train, key=fold(key, 0))
         tokens = self.encoder(tokens, train=train, key=fold(key, 1))
-        return self._split(self.norm(tokens), grid), state
+        return self._split(self._normalised(tokens), grid), state
 
     def intermediates(
         self, images: Images, state: eqx.nn.State, layers: tuple[int, ...], *, normalise: bool = True
     ) -> tuple[TokenFeatures, ...]:
-        """Outputs of the blocks ``layers`` (negative: from the end), through the final norm unless told not to."""
+        """Outputs of the blocks ``layers`` (negative: from the end), through the final norm unless told not to.
+
+        Without a final norm, ``normalise`` changes nothing.
+        """
         del state
         tokens, grid = self._embed(images)
         outputs = self.encoder.intermediates(tokens)
         chosen = [outputs[check_layer(layer, self.encoder.depth)] for layer in layers]
-        return tuple(self._split(self.norm(x) if normalise else x, grid) for x in chosen)
+        return tuple(self._split(self._normalised(x) if normalise else x, grid) for x in chosen)
+
+    def _normalised(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return tokens if self.norm is None else self.norm(tokens)
 
     def _embed(self, images: Images) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
         patch = self.strides[0]
@@ -145,15 +169,24 @@ class VisionTransformer(eqx.Module):
 
     def _prefix(self) -> list[Float[Array, "p d"]]:
         prefix = []
-        if self.class_token is not None:
-            position = 0.0 if self.class_position is None else self.class_position
-            prefix.append((self.class_token + position)[None])
+        single = (self.class_token, self.class_position), (self.distillation_token, self.distillation_position)
+        for token, position in single:
+            if token is not None:
+                prefix.append((token if position is None else token + position)[None])
         return prefix if self.registers is None else [*prefix, self.registers]
 
     def _split(self, tokens: Float[Array, "b n d"], grid: tuple[int, int]) -> TokenFeatures:
         b, n, d = tokens.shape
         count = n - grid[0] * grid[1]
         return TokenFeatures(tokens[:, :count], tokens[:, count:].reshape(b, *grid, d))
+
+
+def _position(
+    kind: PositionKind, grid: tuple[int, int], width: int, *, key: PRNGKeyArray
+) -> PositionEmbedding2D | SinCos2D:
+    if kind == "learned":
+        return PositionEmbedding2D(grid, width, key=key)
+    return SinCos2D(width, endpoint=kind == "sincos2d_big_vision")
 
 
 def vit(
@@ -163,10 +196,15 @@ def vit(
     image_size: int | tuple[int, int] = 224,
     in_channels: int = 3,
     class_token: bool = True,
+    distillation_token: bool = False,
     num_registers: int = 0,
     position: PositionKind = "learned",
     position_on_class: bool = True,
     activation: Activation = "gelu",
+    mlp: MLPKind = "plain",
+    use_qkv_bias: bool = True,
+    final_norm: bool = True,
+    eps: float = 1e-6,
     dropout: float = 0.0,
     drop_path: float = 0.0,
     layer_scale: float | None = None,
@@ -188,10 +226,15 @@ def vit(
         image_size=image_size,
         in_channels=in_channels,
         class_token=class_token,
+        distillation_token=distillation_token,
         num_registers=num_registers,
         position=position,
         position_on_class=position_on_class,
         activation=activation,
+        mlp=mlp,
+        use_qkv_bias=use_qkv_bias,
+        final_norm=final_norm,
+        eps=eps,
         dropout=dropout,
         drop_path=drop_path,
         layer_scale=layer_scale,

@@ -2,7 +2,7 @@
 
 from eqvision.layers.attention import Attention, Implementation, attention
 from eqvision.layers.batch_norm import BatchNorm, FrozenBatchNorm, batch_norm
-from eqvision.layers.conv import Conv, Padding, StandardizedConv, average_pool, convolve, max_pool
+from eqvision.layers.conv import Conv, EpsOn, Padding, StandardizedConv, average_pool, convolve, max_pool
 from eqvision.layers.drop import LayerScale, MissingKeyError, drop_path, dropout, fold, require_key
 from eqvision.layers.init import he_normal_fan_out, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from eqvision.layers.linear import Initializer, Linear
@@ -18,7 +18,7 @@ from eqvision.layers.position import (
     sincos_2d,
     sincos_3d,
 )
-from eqvision.layers.transformer import Remat, TransformerBlock, TransformerStack, rematerialised
+from eqvision.layers.transformer import MLPKind, Remat, TransformerBlock, TransformerStack, rematerialised
 
 __all__ = [
     "MLP",
@@ -26,6 +26,7 @@ __all__ = [
     "Attention",
     "BatchNorm",
     "Conv",
+    "EpsOn",
     "FrozenBatchNorm",
     "GatedMLP",
     "GroupNorm",
@@ -34,6 +35,7 @@ __all__ = [
     "LayerNorm",
     "LayerScale",
     "Linear",
+    "MLPKind",
     "MissingKeyError",
     "Padding",
     "PatchEmbed",

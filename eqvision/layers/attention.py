@@ -128,7 +128,8 @@ class Attention(eqx.Module):
     """Multi-head attention with separate projections of query, key and value.
 
     ``dropout`` is applied to the output projection (the weights themselves are never dropped: fused
-    kernels do not offer it, and ViT, DeiT and BERT-sized fine-tuning do not need it).
+    kernels do not offer it, and ViT, DeiT and BERT-sized fine-tuning do not need it). ``use_out_bias`` None: as
+    ``use_bias``.
     """
 
     query: Linear
@@ -146,6 +147,7 @@ class Attention(eqx.Module):
         *,
         kv_width: int | None = None,
         use_bias: bool = True,
+        use_out_bias: bool | None = None,
         dropout: float = 0.0,
         implementation: Implementation = "xla",
         init: Initializer = xavier_uniform,
@@ -158,7 +160,8 @@ class Attention(eqx.Module):
         self.query = Linear(width, width, use_bias=use_bias, init=init, key=keys[0])
         self.key = Linear(kv_width, width, use_bias=use_bias, init=init, key=keys[1])
         self.value = Linear(kv_width, width, use_bias=use_bias, init=init, key=keys[2])
-        self.out = Linear(width, width, use_bias=use_bias, init=init, key=keys[3])
+        out_bias = use_bias if use_out_bias is None else use_out_bias
+        self.out = Linear(width, width, use_bias=out_bias, init=init, key=keys[3])
         self.num_heads = num_heads
         self.dropout = dropout
         self.implementation = implementation

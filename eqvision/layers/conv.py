@@ -1,7 +1,7 @@
 """Two-dimensional convolution, channels last, and its weight-standardised form."""
 
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from eqvision.layers.linear import Initializer
 
 Pair = tuple[int, int]
 Padding = Literal["SAME", "VALID"] | int | tuple[Pair, Pair]
+EpsOn = Literal["variance", "deviation"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -92,8 +93,8 @@ def _check_groups(what: str, in_channels: int, out_channels: int, groups: int) -
 class StandardizedConv(eqx.Module):
     """Convolution whose weight is standardised per output channel before use (Qiao et al. 2019), as in BiT.
 
-    ``eps`` is added to the variance: 1e-10 in the original BiT, 1e-8 in timm's
-    copy of it. google-research/vision_transformer (hybrid ViT) adds 1e-5 to the standard deviation instead.
+    ``eps`` is added to the variance: 1e-10 in the original BiT, 1e-8 in timm's copy of it. With
+    ``eps_on="deviation"`` it is added to the standard deviation: 1e-5 in google-research/vision_transformer's hybrids.
     """
 
     weight: Float[Array, "kh kw i o"]
@@ -103,6 +104,7 @@ class StandardizedConv(eqx.Module):
     dilation: int = eqx.field(static=True)
     groups: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
+    eps_on: EpsOn = eqx.field(static=True)
 
     def __init__(
         self,
@@ -115,10 +117,13 @@ class StandardizedConv(eqx.Module):
         groups: int = 1,
         use_bias: bool = False,
         eps: float = 1e-10,
+        eps_on: EpsOn = "variance",
         init: Initializer = he_normal_fan_out,
         key: PRNGKeyArray,
     ):
         _check_groups("StandardizedConv", in_channels, out_channels, groups)
+        if eps_on not in get_args(EpsOn):
+            raise ValueError(f"StandardizedConv: eps_on {eps_on!r} is unknown; choose from {get_args(EpsOn)}")
         self.weight = init(key, (kernel_size, kernel_size, in_channels // groups, out_channels))
         self.bias = jnp.zeros((out_channels,)) if use_bias else None
         self.stride = stride
@@ -126,12 +131,15 @@ class StandardizedConv(eqx.Module):
         self.dilation = 1
         self.groups = groups
         self.eps = eps
+        self.eps_on = eps_on
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         mean = jnp.mean(self.weight, axis=(0, 1, 2), keepdims=True)
         centred = self.weight - mean
         variance = jnp.mean(jnp.square(centred), axis=(0, 1, 2), keepdims=True)
-        return _apply(self, x, centred * lax.rsqrt(variance + self.eps))
+        if self.eps_on == "variance":
+            return _apply(self, x, centred * lax.rsqrt(variance + self.eps))
+        return _apply(self, x, centred / (jnp.sqrt(variance) + self.eps))
 
 
 def _apply(conv: Conv | StandardizedConv, x: Float[Array, "b h w i"], weight: Float[Array, "kh kw i_per_group o"]):

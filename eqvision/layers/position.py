@@ -58,34 +58,46 @@ def resample_grid(
 
 
 def sincos_1d(
-    positions: Num[np.ndarray, " n"], width: int, *, temperature: float = 10_000.0
+    positions: Num[np.ndarray, " n"], width: int, *, temperature: float = 10_000.0, endpoint: bool = False
 ) -> Float[np.ndarray, "n d"]:
-    """Vaswani et al. 2017, all sines first and then all cosines, as in MAE and big_vision; ``width`` must be even."""
+    """Vaswani et al. 2017, all sines first and then all cosines, as in MAE and Scenic; ``width`` must be even.
+
+    The frequencies fall from 1 to just above 1 / ``temperature``, and with ``endpoint`` to this itself: big_vision's.
+    """
     if width % 2:
         raise ValueError(f"sin-cos embedding needs an even width, got {width}")
-    frequencies = temperature ** -(np.arange(width // 2, dtype=np.float64) / (width / 2))
+    if endpoint and width < 4:
+        raise ValueError(f"sin-cos embedding with endpoint=True needs a width of 4 or more per axis, got {width}")
+    frequencies = temperature ** -(np.arange(width // 2, dtype=np.float64) / (width // 2 - endpoint))
     angles = np.asarray(positions, np.float64)[:, None] * frequencies[None]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def sincos_2d(grid: tuple[int, int], width: int, *, temperature: float = 10_000.0) -> Float[np.ndarray, "h w d"]:
+def sincos_2d(
+    grid: tuple[int, int], width: int, *, temperature: float = 10_000.0, endpoint: bool = False
+) -> Float[np.ndarray, "h w d"]:
     """MAE's table (He et al. 2021): the first half of the channels encodes the column, the second the row."""
-    return _sincos_grid((grid[1], grid[0]), (1, 0), grid, width, temperature)
+    return _sincos_grid((grid[1], grid[0]), (1, 0), grid, width, temperature, endpoint)
 
 
 def sincos_3d(grid: tuple[int, int, int], width: int, *, temperature: float = 10_000.0) -> Float[np.ndarray, "t h w d"]:
     """One third of the channels for each of time, row and column, in this order."""
-    return _sincos_grid(grid, (0, 1, 2), grid, width, temperature)
+    return _sincos_grid(grid, (0, 1, 2), grid, width, temperature, endpoint=False)
 
 
 def _sincos_grid(
-    lengths: tuple[int, ...], axes: tuple[int, ...], grid: tuple[int, ...], width: int, temperature: float
+    lengths: tuple[int, ...],
+    axes: tuple[int, ...],
+    grid: tuple[int, ...],
+    width: int,
+    temperature: float,
+    endpoint: bool,
 ):
     if width % (2 * len(grid)):
         raise ValueError(f"a {len(grid)}-D sin-cos embedding needs a width divisible by {2 * len(grid)}, got {width}")
     parts = []
     for length, axis in zip(lengths, axes, strict=True):
-        table = sincos_1d(np.arange(length), width // len(grid), temperature=temperature)
+        table = sincos_1d(np.arange(length), width // len(grid), temperature=temperature, endpoint=endpoint)
         shape = [1] * len(grid) + [width // len(grid)]
         shape[axis] = length
         parts.append(np.broadcast_to(table.reshape(shape), (*grid, width // len(grid))))
@@ -97,10 +109,12 @@ class SinCos2D(eqx.Module):
 
     width: int = eqx.field(static=True)
     temperature: float = eqx.field(static=True)
+    endpoint: bool = eqx.field(static=True)
 
-    def __init__(self, width: int, *, temperature: float = 10_000.0):
+    def __init__(self, width: int, *, temperature: float = 10_000.0, endpoint: bool = False):
         self.width = width
         self.temperature = temperature
+        self.endpoint = endpoint
 
     def __call__(self, grid: tuple[int, int]) -> Float[Array, "h w d"]:
-        return jnp.asarray(sincos_2d(grid, self.width, temperature=self.temperature))
+        return jnp.asarray(sincos_2d(grid, self.width, temperature=self.temperature, endpoint=self.endpoint))

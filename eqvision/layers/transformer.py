@@ -14,21 +14,26 @@ from eqvision.layers.attention import Attention, Bias, Implementation, KeyMask
 from eqvision.layers.drop import LayerScale, check_rate, drop_path, fold
 from eqvision.layers.init import xavier_uniform
 from eqvision.layers.linear import Initializer
-from eqvision.layers.mlp import MLP, Activation
+from eqvision.layers.mlp import MLP, Activation, GatedMLP
 from eqvision.layers.norm import LayerNorm
 
 Remat = Literal["none", "dots", "full"]
 NormOrder = Literal["pre", "post"]
+MLPKind = Literal["plain", "swiglu"]
 
 
 class TransformerBlock(eqx.Module):
-    """Self-attention and MLP with residuals; ``pre`` normalises each branch's input (ViT), ``post`` each sum (BERT)."""
+    """Self-attention and MLP with residuals; ``pre`` normalises each branch's input (ViT), ``post`` each sum (BERT).
+
+    ``mlp="swiglu"`` is the gated MLP of DINOv2's giant, with SiLU whatever ``activation`` is. ``use_qkv_bias``
+    is for queries, keys and values; the projection behind them has a bias always.
+    """
 
     norm1: LayerNorm
     attention: Attention
     scale1: LayerScale | None
     norm2: LayerNorm
-    mlp: MLP
+    mlp: MLP | GatedMLP
     scale2: LayerScale | None
     norm_order: NormOrder = eqx.field(static=True)
 
@@ -44,18 +49,22 @@ class TransformerBlock(eqx.Module):
         dropout: float = 0.0,
         layer_scale: float | None = None,
         use_qkv_bias: bool = True,
+        mlp: MLPKind = "plain",
         implementation: Implementation = "xla",
         init: Initializer = xavier_uniform,
         key: PRNGKeyArray,
     ):
         if norm_order not in get_args(NormOrder):
             raise ValueError(f"norm_order {norm_order!r} is unknown; choose from {get_args(NormOrder)}")
+        if mlp not in get_args(MLPKind):
+            raise ValueError(f"mlp {mlp!r} is unknown; choose from {get_args(MLPKind)}")
         keys = jax.random.split(key)
         self.norm1 = LayerNorm(width, eps=eps)
         self.attention = Attention(
             width,
             num_heads,
             use_bias=use_qkv_bias,
+            use_out_bias=True,
             dropout=dropout,
             implementation=implementation,
             init=init,
@@ -63,7 +72,9 @@ class TransformerBlock(eqx.Module):
         )
         self.scale1 = None if layer_scale is None else LayerScale(width, initial=layer_scale)
         self.norm2 = LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, mlp_dim, activation=activation, dropout=dropout, init=init, key=keys[1])
+        build = MLP if mlp == "plain" else GatedMLP
+        activation = activation if mlp == "plain" else "silu"
+        self.mlp = build(width, mlp_dim, activation=activation, dropout=dropout, init=init, key=keys[1])
         self.scale2 = None if layer_scale is None else LayerScale(width, initial=layer_scale)
         self.norm_order = norm_order
 
@@ -123,6 +134,7 @@ class TransformerStack(eqx.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         use_qkv_bias: bool = True,
+        mlp: MLPKind = "plain",
         implementation: Implementation = "xla",
         remat: Remat = "none",
         unroll: int = 1,
@@ -144,6 +156,7 @@ class TransformerStack(eqx.Module):
                 dropout=dropout,
                 layer_scale=layer_scale,
                 use_qkv_bias=use_qkv_bias,
+                mlp=mlp,
                 implementation=implementation,
                 init=init,
                 key=key,
