@@ -1,5 +1,6 @@
 """A file's tensors and a layout -> a model with these numbers, strictly both ways, or an error naming what differs."""
 
+import fnmatch
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -63,7 +64,10 @@ def _abstract(build: Build, sizes: Sizes) -> tuple[Classifier, eqx.nn.State]:
 
 
 def _absent_head(rules: tuple[Rule, ...], tensors: Tensors, layout: Layout, wanted: Sizes, where: str) -> set[str]:
-    """Tensors of the last layer, where the file has none of them: weights of a backbone alone."""
+    """Tensors of the last layer, where the file has none of them: weights of a backbone alone.
+
+    DeiT's second linear layer is ``linear_distilled`` and goes with the first: all that begins as the layer's name.
+    """
     last = layout.classes.rsplit(".", 1)[0]
     names = {name for rule in rules if rule.our_names[0].startswith(last) for name in rule.their_names}
     if not names or any(name in tensors for name in names):
@@ -129,9 +133,9 @@ def _adapted(
     last = layout.classes.rsplit(".", 1)[0]
     if layout.classes in leaves and len(leaves[layout.classes]) != sizes.num_classes:
         log.info("%s: the layer for %d classes is dropped", where, len(leaves[layout.classes]))
-        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith(f"{last}.")}
-    kernel = leaves[layout.first_conv]
-    if sizes.in_channels is not None and kernel.shape[2] != sizes.in_channels:
+        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith(last)}
+    kernel = leaves.get(layout.first_conv)  # None: eqvision's own file of a model that has none
+    if kernel is not None and sizes.in_channels is not None and kernel.shape[2] != sizes.in_channels:
         leaves[layout.first_conv] = adapt_channels(kernel, sizes.in_channels, where)
         log.info("%s: %s adapted from %d to %d channels", where, layout.first_conv, kernel.shape[2], sizes.in_channels)
     if layout.resample is not None and layout.positions in leaves and layout.positions in expected:
@@ -139,7 +143,22 @@ def _adapted(
         if old.shape[:2] != grid:
             leaves[layout.positions] = layout.resample(np.asarray(old, np.float32), grid)
             log.info("%s: position embedding resampled from %s to %s", where, old.shape[:2], grid)
-    return leaves
+    return leaves | _other_windows(leaves, expected, layout, where)
+
+
+def _other_windows(
+    leaves: Mapping[str, np.ndarray], expected: Mapping[str, Any], layout: Layout, where: str
+) -> dict[str, np.ndarray]:
+    """Tables of relative positions for the model's windows, where the file's are others."""
+    names = [name for name in fnmatch.filter(leaves, layout.tables) if name in expected]
+    other = [name for name in names if leaves[name].shape[1:3] != expected[name].shape[1:3]]
+    if layout.resample_tables is None or not other:
+        return {}
+    resample, grids = layout.resample_tables, {name: expected[name].shape[1:3] for name in other}
+    changes = [f"{name}: {leaves[name].shape[1:3]} to {grids[name]}" for name in other]
+    log.info("%s: %d tables of relative positions resampled:%s", where, len(other), listed(changes))
+    tables = {name: np.asarray(leaves[name], np.float32) for name in other}
+    return {name: np.stack([resample(table, grids[name]) for table in stack]) for name, stack in tables.items()}
 
 
 def _fresh(
@@ -153,7 +172,7 @@ def _fresh(
     """Initial values of the last layer where the file's does not fit, and of what the layout does not have at all."""
     last = layout.classes.rsplit(".", 1)[0]
     expected = named_arrays(model, state)
-    names = [n for n in expected if n not in leaves and n.startswith((f"{last}.", *layout.fresh))]
+    names = [n for n in expected if n not in leaves and n.startswith((last, *layout.fresh))]
     if not names:
         return {}
     log.info("%s: fresh values for %s", where, ", ".join(names))

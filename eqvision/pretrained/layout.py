@@ -37,10 +37,16 @@ class Layout:
     """Arguments of the zoo's builder that differ from the row's: what the original computes otherwise (eps, GELU)."""
     from_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     """More such arguments from the ``config.json`` beside the file, where there is one."""
+    check: Callable[[Classifier, Mapping[str, Any]], None] | None = None
+    """Raises WeightsError where ``config.json`` tells of another model of the same shapes: of other heads."""
     resample: Resample | None = None
     """How the original brings position embeddings to another grid; None for layouts without them."""
     positions: str = "backbone.position.weight"
     """The leaf that ``resample`` is for, (h, w, d)."""
+    tables: str = ""
+    """Pattern of stacked leaves (depth, rows, columns, heads): biases by relative position inside a window."""
+    resample_tables: Resample | None = None
+    """How the original brings one such table to another window's (rows, columns); None where it does not."""
     first_conv: str = "backbone.patch_embed.weight"
     """The leaf whose inputs are the channels of the image."""
     classes: str = "head.linear.bias"

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from eqvision.classifiers import Classifier
@@ -16,7 +17,7 @@ from eqvision.pretrained.assemble import Sizes, assemble
 from eqvision.pretrained.errors import WeightsError, listed
 from eqvision.pretrained.files import read_config, read_tensors
 from eqvision.pretrained.layout import Layout
-from eqvision.pretrained.layouts import LAYOUTS
+from eqvision.pretrained.layouts import LAYOUTS, own
 from eqvision.pretrained.locate import locate
 from eqvision.zoo import builder
 
@@ -40,25 +41,82 @@ def load(
 ) -> tuple[Classifier, eqx.nn.State]:
     """The zoo's model ``name`` with published weights, and its state.
 
-    ``source`` is a file, a folder, ``hf:organisation/repository``, or None for the known published location; a file
-    that is there is never asked for on the network. ``num_classes``, ``image_size`` and ``in_channels`` are those of
-    the file where they are None. Another number of classes gives a fresh last layer (from ``key``), another size
-    resampled positions as the original library does it. The layout is recognised from the names in the file unless
-    it is given. The options from ``dropout`` on are those of ``create``.
+    ``source`` is a file, a folder, ``hf:organisation/repository``, a URL, the tag of a card (``eqvision info NAME``
+    lists them), or None for the first card; a file that is there is never asked for on the network. ``num_classes``,
+    ``image_size`` and ``in_channels`` are those of the file where they are None. Another number of classes gives a
+    fresh last layer (from ``key``), another size resampled positions as the original library does it. The layout is
+    recognised from the names in the file unless it is given. The options from ``dropout`` on are those of ``create``.
 
     Raises UnknownNameError for name or layout, FileNotFoundError with what to download and where to put it, and
     WeightsError with the first names where file and model do not agree to the last tensor.
     """
-    location = locate(name, source)
-    tensors, config = read_tensors(location.path), read_config(location.path)
     options = {"dropout": dropout, "drop_path": drop_path, "remat": remat, "unroll": unroll, "attention": attention}
     given = {option: value for option, value in options.items() if value is not None}
-    chosen = choose_layout(name, tensors, layout, where=str(location.path))
-    build = builder(name, {**layout_options(chosen, config), **given})
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     wanted = Sizes(num_classes, size, in_channels)
+    loaded = read_model(name, source, wanted, layout=layout, options=given, key=key)
+    return loaded.model, loaded.state
+
+
+class Loaded(NamedTuple):
+    """A model with published weights, and what was found out about their file."""
+
+    model: Classifier
+    state: eqx.nn.State
+    layout: Layout
+    options: dict[str, Any]
+    """Arguments of the zoo's builder that the layout set."""
+    path: Path
+    """The file, or the folder that it is in."""
+    config: Mapping[str, Any] | None
+    """``config.json`` beside it."""
+
+
+def read_model(
+    name: str,
+    source: str | Path | None,
+    wanted: Sizes,
+    *,
+    layout: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Loaded:
+    """What ``load`` does, with what it found out; ``options`` are arguments of the zoo's builder. Raises alike."""
+    location = locate(name, source)
+    path = location.path
+    tensors, config = read_tensors(path), read_config(path)
+    chosen = choose_layout(name, tensors, layout or location.layout, where=str(path))
+    differences = layout_options(chosen, config)
+    if chosen.name == own.LAYOUT.name:
+        chosen, wanted, differences = _own(name, path, tensors, chosen, wanted)
+    build = builder(name, {**differences, **(options or {})})
     key = jax.random.key(0) if key is None else key
-    return assemble(build, tensors, chosen, wanted, where=str(location.path), key=key)
+    model, state = assemble(build, tensors, chosen, wanted, where=str(path), key=key)
+    if chosen.check is not None and config is not None:
+        chosen.check(model, config)
+    return Loaded(model, state, chosen, differences, path, config)
+
+
+def _own(
+    name: str, path: Path, tensors: dict[str, np.ndarray], layout: Layout, wanted: Sizes
+) -> tuple[Layout, Sizes, dict[str, Any]]:
+    """The header of a file of ours: its sizes, unless others are wished, and its options.
+
+    Raises WeightsError for a file of another model, ValueError for a header that is missing or damaged.
+    """
+    from eqvision.export.tensors import read_checked_card  # export comes after this room
+
+    card = read_checked_card(path / "model.safetensors" if path.is_dir() else path, tensors)
+    if card.model != name:
+        raise WeightsError(f"{path} holds the model {card.model}, and {name} is asked for; give its name")
+    sizes = Sizes(
+        wanted.num_classes or card.num_classes,
+        wanted.image_size or card.image_size,
+        wanted.in_channels or card.in_channels,
+    )
+    model = eqx.filter_eval_shape(lambda: builder(name, {})(key=jax.random.key(0)))
+    family = next((each for each in LAYOUTS.values() if each is not layout and each.fits(model)), None)
+    return (layout if family is None else own.like(layout, family)), sizes, dict(card.options)
 
 
 def layout_options(layout: Layout, config: Mapping[str, Any] | None) -> dict[str, Any]:

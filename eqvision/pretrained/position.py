@@ -11,10 +11,11 @@ def square_table(prefix: int) -> Op:
     """(1, prefix + h * w, d) of a square grid <-> ``prefix`` leaves (d,), and then the grid (h, w, d)."""
 
     def load(theirs: Arrays) -> Arrays:
-        table = theirs[0].reshape(theirs[0].shape[-2:])
+        (whole,) = theirs
+        table = whole.reshape(whole.shape[-2:])
         side = math.isqrt(len(table) - prefix)
         if side * side != len(table) - prefix:
-            raise ShapeError(theirs[0].shape, (1, prefix + side * side, table.shape[1]))
+            raise ShapeError(whole.shape, (1, prefix + side * side, table.shape[-1]))
         return (*table[:prefix], table[prefix:].reshape(side, side, -1))
 
     def save(ours: Arrays) -> Arrays:

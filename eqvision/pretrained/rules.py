@@ -69,13 +69,14 @@ class Rule(NamedTuple):
     """``ours`` are leaves and ``theirs`` tensors, one or several of each; ``op`` says how they differ.
 
     ``each`` names the places of a stack: our leaves have a leading axis of that length, and their names have ``{}``
-    where the place's number stands. Names without ``{}`` are stacks themselves, and the op is done place by place.
+    where the place stands: its number, or text where files pad numbers with zeros. Names without ``{}`` are stacks
+    themselves, and the op is done place by place.
     """
 
     ours: str | tuple[str, ...]
     theirs: str | tuple[str, ...]
     op: Op = SAME
-    each: tuple[int, ...] | None = None
+    each: tuple[int | str, ...] | None = None
 
     @property
     def our_names(self) -> tuple[str, ...]:

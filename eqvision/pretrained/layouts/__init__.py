@@ -1,6 +1,63 @@
 """All layouts, one file per family and origin. Rows are tried by the names in a file; their order does not matter."""
 
 from eqvision.pretrained.layout import Layout
-from eqvision.pretrained.layouts import resnet_torchvision
+from eqvision.pretrained.layouts import (
+    bit_google,
+    bit_hf,
+    bit_timm,
+    convnext_facebook,
+    convnext_hf,
+    convnext_timm,
+    convnext_torchvision,
+    hybrid_google,
+    hybrid_timm,
+    mixer_google,
+    mixer_timm,
+    own,
+    resnet_cifar,
+    resnet_hf,
+    resnet_torchvision,
+    swin_hf,
+    swin_microsoft,
+    swin_timm,
+    swin_torchvision,
+    vit_big_vision,
+    vit_deit,
+    vit_dinov2,
+    vit_google,
+    vit_hf,
+    vit_scenic,
+    vit_timm,
+)
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (resnet_torchvision.LAYOUT,)}
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        bit_google.LAYOUT,
+        bit_hf.LAYOUT,
+        bit_timm.LAYOUT,
+        convnext_facebook.LAYOUT,
+        *convnext_hf.LAYOUTS,
+        convnext_timm.LAYOUT,
+        convnext_torchvision.LAYOUT,
+        hybrid_google.LAYOUT,
+        hybrid_timm.LAYOUT,
+        mixer_google.LAYOUT,
+        mixer_timm.LAYOUT,
+        own.LAYOUT,
+        resnet_cifar.LAYOUT,
+        resnet_hf.LAYOUT,
+        resnet_torchvision.LAYOUT,
+        *swin_hf.LAYOUTS,
+        swin_microsoft.LAYOUT,
+        swin_timm.LAYOUT,
+        swin_torchvision.LAYOUT,
+        *vit_big_vision.LAYOUTS,
+        *vit_deit.LAYOUTS,
+        *vit_dinov2.LAYOUTS,
+        vit_google.LAYOUT,
+        *vit_hf.LAYOUTS,
+        vit_scenic.LAYOUT,
+        *vit_timm.LAYOUTS,
+    )
+}
