@@ -9,13 +9,14 @@ from eqvision.commands.arguments import fail, unknown
 USAGE = """usage: eqvision COMMAND ...
 
   train RECIPE [options]          train, or resume, a recipe; --help lists its options
-  eval RUN_FOLDER [options]       evaluate a run: test split, linear probe, few-shot, kNN
-  predict RUN_FOLDER IMAGE...     label images and draw the labels on them
+  eval RUN_OR_MODEL [options]     evaluate a run or published weights: test split, linear probe, few-shot, kNN
+  predict RUN_OR_MODEL IMAGE...   label images and draw the labels on them
   replay RUN_FOLDER --step K      run one step of a run again and show what happened in it
   checkpoint inspect PATH         what a checkpoint holds, and whether it is undamaged
   export RUN_OR_MODEL [options]   write StableHLO or safetensors
-  info MODEL [options]            parameters, multiply-adds and feature shapes of a model
-  list [PATTERN]                  names of models, such as: eqvision list 'vit*'
+  convert SOURCE OUT --to WHERE   weights in the names of another library: eqvision, timm, hf, torchvision ...
+  info MODEL [options]            parameters, multiply-adds, feature shapes and published weights of a model
+  list [PATTERN] [--pretrained]   names of models, such as: eqvision list 'vit*', or their published weights
   config RECIPE [options]         the resolved configuration of a recipe, as YAML
   data check PATH                 find corrupt images; write the list of them and an index of the rest
   viz data|attention ...          pictures of augmented batches and of attention
@@ -33,6 +34,7 @@ COMMANDS = [  # eqvision/commands/NAME.py
     "replay",
     "checkpoint",
     "export",
+    "convert",
     "info",
     "list",
     "config",

@@ -78,7 +78,9 @@ class Evaluator:
         return eval_stream(
             self._source,
             batch_size=config.loop.eval_batch_size,
-            transform=eval_transform(config.data.transform, config.model.image_size, config.data.interpolation),
+            transform=eval_transform(
+                config.data.transform, config.model.image_size, config.data.interpolation, config.data.crop_fraction
+            ),
             num_threads=config.data.num_threads,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

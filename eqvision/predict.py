@@ -81,7 +81,27 @@ def evaluate_run(
     and knn, are fitted to the features of the training split, where ``data_path`` is also looked for; its classes may
     be others. Raises UnknownNameError for other names, and what sources raise.
     """
-    run, folder = load_run(path), RunFolder(path)
+    folder = RunFolder(path)
+    return evaluate(
+        load_run(path),
+        folder,
+        num_classes=folder.read()["num_classes"],
+        data_path=data_path,
+        split=split,
+        evaluators=evaluators,
+    )
+
+
+def evaluate(
+    run: Run,
+    folder: RunFolder,
+    *,
+    num_classes: int,
+    data_path: str | None,
+    split: str | None,
+    evaluators: Sequence[str],
+) -> dict[str, float]:
+    """``evaluate_run`` for a model from anywhere; ``folder`` is where features of a frozen model are kept."""
     data = run.config.data
     data = dataclasses.replace(data, test_split=split or data.test_split)
     if data_path is not None:
@@ -95,15 +115,15 @@ def evaluate_run(
     mesh = make_mesh()
     model, stats = jax.device_put((run.model, run.stats), NamedSharding(mesh, P()))
     run = run._replace(model=model, stats=stats)
-    own = _classification(run, folder, mesh) if CLASSIFICATION in evaluators else {}
+    own = _classification(run, num_classes, mesh) if CLASSIFICATION in evaluators else {}
     return own | run_evaluators(frozen, model, stats, run.config, folder, run.step, mesh)
 
 
-def _classification(run: Run, folder: RunFolder, mesh: Mesh) -> dict[str, float]:
+def _classification(run: Run, num_classes: int, mesh: Mesh) -> dict[str, float]:
     config = run.config
     task = make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
     source = load_source(config, config.data.test_split, run.class_names)
-    check_targets(config, source, folder.read()["num_classes"])
+    check_targets(config, source, num_classes)
     metrics = Evaluator(config, task, source, mesh)(run.model, run.stats).metrics
     return {f"test/{name}": value for name, value in metrics.items()}
 
@@ -128,7 +148,9 @@ def prepare(run: Run, path: Path) -> UInt8[np.ndarray, "h w c"]:
     config = run.config
     if not path.is_file():
         raise FileNotFoundError(f"no image file at {path.absolute()}" + ", which is a folder" * path.is_dir())
-    transform = eval_transform(config.data.transform, config.model.image_size, config.data.interpolation)
+    transform = eval_transform(
+        config.data.transform, config.model.image_size, config.data.interpolation, config.data.crop_fraction
+    )
     return transform(decode_image(path, config.model.in_channels))
 
 

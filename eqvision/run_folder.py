@@ -26,6 +26,7 @@ HARMLESS = (
     "eval.",
     "log.",
     "mesh.",
+    "data.crop_fraction:",
     "data.num_threads:",
     "data.num_workers:",
     "loop.eval_batch_size:",

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -68,6 +69,26 @@ def _with_file(config: "TrainConfig", file: Path) -> "TrainConfig":
         return overlay(config, values)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def is_model(source: Path) -> bool:
+    """Whether the argument is a name of the zoo and no run folder. Exits with code 2 where it is neither: a path with
+    one part that does not exist, which may be a misspelt name."""
+    from eqvision.zoo import MODELS
+
+    name = str(source)
+    if name in MODELS:
+        return not (source / "config.yaml").exists()
+    if not source.exists() and len(source.parts) == 1:
+        fail(f"{name} is no run folder, and {unknown('model', name, list(MODELS))}")
+    return False
+
+
+def refuse_weights_options(run: Path, options: Mapping[str, object]) -> None:
+    """Exit with code 2 for options that only published weights have, given together with a run folder."""
+    for name, value in options.items():
+        if value is not None:
+            fail(f"{name} {value} is for models of the zoo; the run {run} has its own")
 
 
 def fail(message: str) -> NoReturn:

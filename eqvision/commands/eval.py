@@ -1,4 +1,4 @@
-"""``eqvision eval RUN``: evaluate a run's newest checkpoint."""
+"""``eqvision eval RUN_OR_MODEL``: evaluate a run's newest checkpoint, or published weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,28 +6,63 @@ from typing import Annotated, Literal
 
 import tyro
 
-from eqvision.commands.arguments import parse
+from eqvision.commands.arguments import fail, is_model, parse, refuse_weights_options
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Evaluate the newest checkpoint of a run on its own test split, or on other images."""
+    """Evaluate the newest checkpoint of a run on its own test split or on other images, or published weights."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_FOLDER")]
-    """Run folder."""
-    data_path: str | None = None
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    """Run folder, or a name of the zoo, which takes published weights and needs --data-path."""
+    data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data.path",))] = None
     """Folder or file to evaluate on; default is the run's own. Evaluators on frozen features train there too."""
     split: str | None = None
-    """Split to evaluate on; default is the run's test split."""
+    """Split to evaluate on; default is the run's test split, for a model `test`."""
     evaluator: tuple[Literal["classification", "linear_probe", "few_shot", "knn"], ...] = ("classification",)
     """Any number of them. classification: what the run itself reports. linear_probe, few_shot, knn: classifiers on
     features of the frozen model, fitted to the training split."""
+    weights: str | None = None
+    """Model only: file or folder of weights, hf:organisation/repository, a URL, or a tag that `eqvision info MODEL`
+    lists; default is the first of those."""
+    layout: str | None = None
+    """Model only: names of the tensors in the file, where they do not tell it."""
+    image_size: int | None = None
+    """Model only: height and width of the images; default is that of the weights."""
+    data_kind: Annotated[
+        Literal["folder", "arrays", "tar", "array_record", "tfds", "huggingface"] | None,
+        tyro.conf.arg(aliases=("--data.kind",)),
+    ] = None
+    """Model only: what --data-path is; default folder."""
 
 
 def run(arguments: list[str]) -> None:
     options = parse(EvalOptions, arguments, "eqvision eval")
-    from eqvision.predict import evaluate_run
-
-    metrics = evaluate_run(options.run, data_path=options.data_path, split=options.split, evaluators=options.evaluator)
+    metrics = _published(options) if is_model(options.run) else _run(options)
     for metric, value in metrics.items():
         print(f"{metric} {value:.4f}")
+
+
+def _run(options: EvalOptions) -> dict[str, float]:
+    from eqvision.predict import evaluate_run
+
+    only = {"--weights": options.weights, "--layout": options.layout, "--image-size": options.image_size}
+    refuse_weights_options(options.run, only | {"--data-kind": options.data_kind})
+    return evaluate_run(options.run, data_path=options.data_path, split=options.split, evaluators=options.evaluator)
+
+
+def _published(options: EvalOptions) -> dict[str, float]:
+    if options.data_path is None:
+        fail(f"{options.run} is a model of the zoo and has no data of its own; name images with --data-path PATH")
+    from eqvision.published import evaluate_published
+
+    return evaluate_published(
+        str(options.run),
+        options.weights,
+        data_path=options.data_path,
+        data_kind=options.data_kind or "folder",
+        split=options.split,
+        evaluators=options.evaluator,
+        layout=options.layout,
+        image_size=options.image_size,
+    )

@@ -1,4 +1,4 @@
-"""``eqvision info MODEL``: counts and shapes of a model."""
+"""``eqvision info MODEL``: counts and shapes of a model, and its published weights."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,7 +10,8 @@ from eqvision.commands.arguments import parse
 
 @dataclass(frozen=True)
 class InfoOptions:
-    """Parameters, multiply-adds, activations and feature shapes of a model; nothing is allocated."""
+    """Parameters, multiply-adds, activations and feature shapes of a model, and its published weights; nothing is
+    allocated or downloaded."""
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """Name in the zoo."""
@@ -25,6 +26,8 @@ class InfoOptions:
 def run(arguments: list[str]) -> None:
     options = parse(InfoOptions, arguments, "eqvision info")
     from eqvision.info import describe
+    from eqvision.pretrained.cards import cards
+    from eqvision.pretrained.cards.text import describe_card
 
     print(
         describe(
@@ -34,3 +37,5 @@ def run(arguments: list[str]) -> None:
             in_channels=options.in_channels,
         )
     )
+    for card in cards(options.model):
+        print(describe_card(card))

@@ -214,10 +214,15 @@ def _in_turn(image: np.ndarray, rng: np.random.Generator, steps: Sequence[TrainT
 def eval_transform(
     kind: str, size: int, interpolation: str = "bicubic", crop_fraction: float | None = None
 ) -> EvalTransform:
-    """``image -> image`` of ``size`` x ``size``: resize and central crop, by default 0.875 for "imagenet", 1 else."""
+    """``image -> image`` of ``size`` x ``size``: resize and central crop, by default 0.875 for "imagenet", 1 else.
+
+    ``crop_fraction`` 0 resizes both sides to ``size``, whatever the shape, and cuts nothing.
+    """
     _check_name("transform", kind, EVAL_CROP_FRACTIONS)
     _filter_number(interpolation)
     fraction = EVAL_CROP_FRACTIONS[kind] if crop_fraction is None else crop_fraction
+    if fraction == 0:
+        return functools.partial(resize, size=(size, size), interpolation=interpolation)
     return functools.partial(resize_and_center_crop, size=size, crop_fraction=fraction, interpolation=interpolation)
 
 

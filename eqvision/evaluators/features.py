@@ -67,7 +67,7 @@ def _stream(source: Source, config: TrainConfig) -> Any:
     return eval_stream(
         source,
         batch_size=config.loop.eval_batch_size,
-        transform=eval_transform(data.transform, config.model.image_size, data.interpolation),
+        transform=eval_transform(data.transform, config.model.image_size, data.interpolation, data.crop_fraction),
         num_threads=data.num_threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -138,7 +138,7 @@ def _key(
     model: Classifier, stats: eqx.nn.State, source: Source, config: TrainConfig, split: str, step: int
 ) -> dict[str, Any]:
     data = config.data
-    names = ("transform", "interpolation", "mean", "std", "on_corrupt")
+    names = ("transform", "interpolation", "crop_fraction", "mean", "std", "on_corrupt")
     return {
         "format": 1,
         "split": split,

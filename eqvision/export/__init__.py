@@ -6,7 +6,7 @@ its own, so both get a SHA-256 that is verified on reading. Nothing is written i
 
 from eqvision.export.card import Card, ModelFile, model_of_run, model_of_zoo
 from eqvision.export.stablehlo import ExportedModel, Program, export_stablehlo, load_exported, sidecar
-from eqvision.export.tensors import export_safetensors, load_safetensors, read_card
+from eqvision.export.tensors import export_safetensors, has_card, load_safetensors, read_card
 
 __all__ = [
     "Card",
@@ -15,6 +15,7 @@ __all__ = [
     "Program",
     "export_safetensors",
     "export_stablehlo",
+    "has_card",
     "load_exported",
     "load_safetensors",
     "model_of_run",

@@ -1,8 +1,8 @@
 """What a model file says about its model, and the models that files are made of: a run's, or the zoo's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -45,6 +45,8 @@ class Card:
     """The run and its step, or that the parameters are random."""
     versions: dict[str, str]
     """Versions of Python and the packages that wrote the file."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the zoo's builder that differ from the model's row: what published weights were trained with."""
 
 
 class ModelFile(NamedTuple):
@@ -75,7 +77,7 @@ def model_of_run(path: str | Path) -> ModelFile:
         mean=data.mean,
         std=data.std,
         interpolation=data.interpolation,
-        crop_fraction=EVAL_CROP_FRACTIONS[data.transform],
+        crop_fraction=EVAL_CROP_FRACTIONS[data.transform] if data.crop_fraction is None else data.crop_fraction,
         origin=f"run {Path(path).resolve().name}, step {run.step}",
         versions=versions(),
     )
@@ -116,6 +118,7 @@ def with_tensors(card: Card, tensors: dict[str, np.ndarray], where: str) -> Mode
         num_classes=card.num_classes,
         image_size=card.image_size,
         in_channels=card.in_channels,
+        options=card.options,
     )
     return ModelFile(model, state, card)
 

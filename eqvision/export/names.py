@@ -1,5 +1,6 @@
 """A model as named arrays, and back: the names are those of the checkpoint files."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,7 @@ import numpy as np
 
 from eqvision.checkpoint import named_leaves
 from eqvision.classifiers import Classifier
-from eqvision.zoo import create
+from eqvision.zoo import builder
 
 
 def named_tensors(model: Classifier, state: eqx.nn.State) -> dict[str, np.ndarray]:
@@ -42,12 +43,14 @@ def rebuild(
     num_classes: int,
     image_size: tuple[int, int],
     in_channels: int,
+    options: Mapping[str, Any],
 ) -> tuple[Classifier, eqx.nn.State]:
     """The zoo's model ``name`` with these tensors; ValueError with the first differences unless they are its."""
     try:
+        build = eqx.nn.make_with_state(builder(name, options))
         model, state = eqx.filter_eval_shape(
-            lambda: create(
-                name, num_classes=num_classes, image_size=image_size, in_channels=in_channels, key=jax.random.key(0)
+            lambda: build(
+                num_classes=num_classes, image_size=image_size, in_channels=in_channels, key=jax.random.key(0)
             )
         )
     except ValueError as error:

@@ -41,11 +41,29 @@ def load_safetensors(file: str | Path) -> tuple[Classifier, eqx.nn.State]:
     """
     header, tensors = _open(file)
     card = _card(file, header)
-    digest = header.pop("sha256", "")
     model, state, _ = with_tensors(card, tensors, str(file))
-    if digest != _digest(tensors, header):
-        raise ValueError(f"{file} is damaged: its contents do not have the SHA-256 that was written with them")
+    _check_digest(file, header, tensors)
     return model, state
+
+
+def has_card(file: str | Path) -> bool:
+    """Whether a safetensors file has a card in its header: it is one of ours. Raises as ``load_safetensors``."""
+    header, _ = _open(file, tensors=False)
+    return all(name in header for name in TEXTS)
+
+
+def read_checked_card(file: str | Path, tensors: dict[str, np.ndarray]) -> Card:
+    """The card, after a check that the file's ``tensors`` and header are as they were written."""
+    header, _ = _open(file, tensors=False)
+    card = _card(file, header)
+    _check_digest(file, header, tensors)
+    return card
+
+
+def _check_digest(file: str | Path, header: dict[str, str], tensors: dict[str, np.ndarray]) -> None:
+    rest = {name: value for name, value in header.items() if name != "sha256"}
+    if header.get("sha256", "") != _digest(tensors, rest):
+        raise ValueError(f"{file} is damaged: its contents do not have the SHA-256 that was written with them")
 
 
 def read_card(file: str | Path) -> Card:
@@ -67,15 +85,16 @@ def _open(file: str | Path, *, tensors: bool = True) -> tuple[dict[str, str], di
 
 
 def _card(file: str | Path, header: dict[str, str]) -> Card:
-    fields = [field.name for field in dataclasses.fields(Card)]
-    missing = [name for name in fields if name not in header]
+    fields = dataclasses.fields(Card)
+    missing = [f.name for f in fields if f.name not in header and f.default_factory is dataclasses.MISSING]
     if missing:
         raise ValueError(
             f"{file} was not written by eqvision export: its header lacks {', '.join(missing)}. "
             "Published weights of other projects are not read by this function"
         )
     try:
-        return from_dict(Card, {n: header[n] if n in TEXTS else json.loads(header[n]) for n in fields})
+        names = [field.name for field in fields if field.name in header]
+        return from_dict(Card, {n: header[n] if n in TEXTS else json.loads(header[n]) for n in names})
     except ValueError as error:
         raise ValueError(f"the header of {file} is damaged: {error}") from error
 

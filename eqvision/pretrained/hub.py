@@ -82,6 +82,7 @@ def _downloaded(source: HubSource) -> Path:
         install = "huggingface_hub is not installed: pip install 'eqvision[hub]'"
         raise ImportError(_instead(source, install)) from error
     _optional(source, "config.json")
+    _optional(source, "preprocessor_config.json")
     for name in source.candidates:
         file = _optional(source, name)
         if file is not None:

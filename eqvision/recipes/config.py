@@ -60,6 +60,9 @@ class DataConfig:
     """imagenet: random resized crop and flip. cifar: pad 4, crop, flip. digits: shift by a pixel. none: resize."""
     interpolation: str = "bicubic"
     """Filter of resizing: nearest, bilinear, bicubic, lanczos or box."""
+    crop_fraction: float | None = None
+    """Evaluation: the shorter side is resized to the size over this share, then the middle is cut out. None takes the
+    transform's own (imagenet 0.875, the others 1); 0 resizes both sides to the size and cuts nothing."""
     mean: tuple[float, ...] = (0.5,)
     """Mean of the channels in [0, 1]; one value serves all channels."""
     std: tuple[float, ...] = (0.25,)
