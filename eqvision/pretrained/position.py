@@ -12,11 +12,12 @@ def square_table(prefix: int) -> Op:
 
     def load(theirs: Arrays) -> Arrays:
         (whole,) = theirs
-        table = whole.reshape(whole.shape[-2:])
-        side = math.isqrt(len(table) - prefix)
-        if side * side != len(table) - prefix:
-            raise ShapeError(whole.shape, (1, prefix + side * side, table.shape[-1]))
-        return (*table[:prefix], table[prefix:].reshape(side, side, -1))
+        rows, width = whole.shape[-2:]
+        side = math.isqrt(rows - prefix)
+        if side * side != rows - prefix:
+            raise ShapeError(whole.shape, (1, prefix + side * side, width))
+        table = whole.reshape(rows, width)
+        return (*table[:prefix], table[prefix:].reshape(side, side, width))
 
     def save(ours: Arrays) -> Arrays:
         tokens, grid = ours[:-1], ours[-1]
