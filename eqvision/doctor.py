@@ -42,6 +42,8 @@ REQUIRED = {
     "tyro": "1.0",
     "tqdm": "4.67",
     "cloudpickle": "3",
+    "ml_dtypes": "0.5",
+    "msgpack": "1.1",
 }
 # Package, what it serves, and how it is installed.
 OPTIONAL = [
@@ -55,6 +57,7 @@ OPTIONAL = [
     ("array-record", "ArrayRecord data", "array-record"),
     ("tensorflow-datasets", "TFDS data", "tensorflow-datasets"),
     ("datasets", "Hugging Face data", "datasets"),
+    ("huggingface_hub", "weights by hf:organisation/repository", "eqvision[hub]"),
 ]
 VARIABLES = re.compile(
     r"(JAX|XLA|EQVISION|TF_GPU|NCCL|LIBTPU|TPU|OMP|MALLOC)_\w+|GLIBC_TUNABLES|LD_PRELOAD|CUDA_VISIBLE\w+"
