@@ -27,9 +27,6 @@ from eqvision.checkpoint.record import unpack
 from eqvision.mesh import make_mesh
 from eqvision.recipes import CheckpointConfig
 
-# Where one of its reads fails, orbax drops the others unawaited.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 def toy_state(step: int = 0):
     """A little of everything that a state holds."""

@@ -12,6 +12,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from eqvision.checkpoint.digest import digests
+from eqvision.checkpoint.reading import reads_finish
 from eqvision.checkpoint.record import CheckpointError, DamagedError, Record, named, named_leaves, pack, unnamed, unpack
 from eqvision.checkpoint.retention import steps_to_keep
 from eqvision.recipes.config import CheckpointConfig
@@ -159,7 +160,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         try:
-            with ocp.Checkpointer(_handler()) as reader:
+            with reads_finish(), ocp.Checkpointer(_handler()) as reader:
                 stored = reader.restore(self.folder / str(step), args=ocp.args.Composite(record=ocp.args.JsonRestore()))
         except Exception as error:
             raise DamagedError(f"record/metadata cannot be read: {_first_line(error)}") from error
@@ -212,7 +213,7 @@ class Checkpoints:
         restore = ocp.checkpoint_utils.construct_restore_args(abstract)
         arguments = ocp.args.Composite(state=ocp.args.PyTreeRestore(item=abstract, restore_args=restore))
         try:
-            with ocp.Checkpointer(_handler()) as reader:
+            with reads_finish(), ocp.Checkpointer(_handler()) as reader:
                 tree = reader.restore(self.folder / str(step), args=arguments)["state"]
         except Exception as error:
             raise DamagedError(f"its arrays cannot be read: {_first_line(error)}") from error
