@@ -24,8 +24,16 @@ from eqvision.backbones import (
 )
 from eqvision.backbones.swin import WindowRule
 from eqvision.backbones.vit import PositionKind
-from eqvision.heads import AttentionPool, DistilledHead, MapHead, NormPoolHead, TokenHead, TokenPool, zeros
-from eqvision.heads.normed_map import NormedMapHead
+from eqvision.heads import (
+    AttentionPool,
+    DistilledHead,
+    MapHead,
+    NormedMapHead,
+    NormPoolHead,
+    TokenHead,
+    TokenPool,
+    zeros,
+)
 from eqvision.layers import Activation, EpsOn, Implementation, LayerNorm, MLPKind, Remat, fold, truncated_normal
 from eqvision.types import Features, Images, TokenFeatures
 

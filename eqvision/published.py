@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-
 from eqvision.data import cache_folder
 from eqvision.export import Card, has_card, read_card
+from eqvision.export.card import num_outputs
 from eqvision.predict import CLASSIFICATION, Run, evaluate
 from eqvision.pretrained.assemble import Sizes
 from eqvision.pretrained.cards import Preprocessing
@@ -80,7 +77,7 @@ def read_published(
     found = known.found or usual_preprocessing(name, loaded.layout.name)
     prepared = dataclasses.replace(found.preprocessing, size=size or _own_size(loaded) or found.preprocessing.size)
     print(f"images are prepared by {found.origin}", file=sys.stderr)
-    count = _width(loaded, prepared.size)
+    count = num_outputs(loaded.model, loaded.state, prepared.size)
     names = known.card.class_names if known.card else known_class_names(loaded.config, count)
     task = known.card.task if known.card else "single_label"
     classes = names or tuple(f"class {number}" for number in range(count))
@@ -102,11 +99,6 @@ def _own_size(loaded: Loaded) -> int | None:
     """The size of the images that the model's positions are for."""
     positions = named_arrays(loaded.model, loaded.state).get(loaded.layout.positions)
     return None if positions is None else positions.shape[0] * loaded.model.backbone.strides[-1]
-
-
-def _width(loaded: Loaded, size: int) -> int:
-    images = jax.ShapeDtypeStruct((1, size, size, loaded.model.backbone.in_channels), jnp.float32)
-    return eqx.filter_eval_shape(lambda m, s, x: m(x, s)[0], loaded.model, loaded.state, images).shape[-1]
 
 
 def _config(name: str, loaded: Loaded, prepared: Preprocessing, task: TaskKind) -> TrainConfig:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, Int, Num, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 Images = Float[Array, "b h w c"]
 Tokens = Float[Array, "b n d"]
@@ -39,3 +39,76 @@ class TokenFeatures(NamedTuple):
 
     prefix: Float[Array, "b p d"]
     patches: Float[Array, "b h w d"]
+
+
+class PaddedImages(NamedTuple):
+    """Images of several sizes in one array: each lies at the top left, and behind it are zeros (after normalisation).
+
+    ``size`` is height and width of the part that is image. Detectors take this in place of bare images.
+    """
+
+    images: Images
+    size: Int[Array, "b 2"]
+
+
+class DetectionTargets(NamedTuple):
+    """Objects of each image, in ``g`` rows of which only those with ``valid`` count; what else is there is arbitrary.
+
+    ``boxes`` are xyxy in pixels of the image in the batch, ``labels`` class indices without a background class.
+    ``masks`` are 0 or 1 at the size of the batch's images, or None where the task has no use for them.
+    """
+
+    boxes: Float[Array, "b g 4"]
+    labels: Int[Array, "b g"]
+    valid: Bool[Array, "b g"]
+    masks: UInt8[Array, "b g h w"] | None = None
+
+
+class DetectionBatch(NamedTuple):
+    """One batch (numpy on the host, jax on the device) of images with the objects in them.
+
+    ``images`` are uint8 and ``size`` as in ``PaddedImages``; ``original_size`` is that of the file, in whose pixels
+    results are reported. ``weights`` and ``indices`` are those of ``ClassificationBatch``: 0 and -1 on rows that only
+    pad the batch.
+    """
+
+    images: UInt8[Array, "b h w c"]
+    size: Int[Array, "b 2"]
+    original_size: Int[Array, "b 2"]
+    targets: DetectionTargets
+    weights: Float[Array, " b"]
+    indices: Int[Array, " b"]
+
+
+class Detections(NamedTuple):
+    """Objects that a detector found, best first: ``n`` for every image, boxes xyxy in pixels of the size asked for.
+
+    ``valid`` is False on rows that hold none. ``masks`` are logits at the resolution that the head gives, or None.
+    """
+
+    boxes: Float[Array, "b n 4"]
+    scores: Float[Array, "b n"]
+    labels: Int[Array, "b n"]
+    valid: Bool[Array, "b n"]
+    masks: Float[Array, "b n h w"] | None = None
+
+
+class SetProposals(NamedTuple):
+    """Logits and boxes (cxcywh in [0, 1]) of a two-stage encoder at each place; ``valid`` False outside the image."""
+
+    logits: Float[Array, "b s k"]
+    boxes_cxcywh: Float[Array, "b s 4"]
+    valid: Bool[Array, "b s"]
+
+
+class SetPredictions(NamedTuple):
+    """What a DETR-like head says for each of ``q`` queries, after every one of ``l`` decoder layers; the last counts.
+
+    ``boxes_cxcywh`` are in [0, 1] of the part of the image that is no padding. ``proposals``: what a two-stage
+    encoder says of every place (one layer), else None. ``masks``: logits of the last layer, else None.
+    """
+
+    logits: Float[Array, "l b q k"]
+    boxes_cxcywh: Float[Array, "l b q 4"]
+    proposals: SetProposals | None = None
+    masks: Float[Array, "b q h w"] | None = None

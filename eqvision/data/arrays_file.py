@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eqvision.data.listing import SPLITS, nearest_existing
+from eqvision.data.listing import SPLIT_NAMES, SPLITS, nearest_existing
 from eqvision.data.sources import Arrays
 
 IMAGE_KEYS = ("images", "image", "x", "X", "data")
 LABEL_KEYS = ("labels", "label", "y", "Y", "targets")
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 def load_arrays(

@@ -10,8 +10,7 @@ from jaxtyping import Int
 
 from eqvision.data.columns import choose_column, same_classes
 from eqvision.data.encoded import ImageDecoder
-from eqvision.data.listing import nearest_existing
-from eqvision.data.shards import SPLIT_NAMES
+from eqvision.data.listing import SPLIT_NAMES, nearest_existing
 from eqvision.data.sources import Example
 
 

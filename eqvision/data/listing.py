@@ -13,6 +13,8 @@ from eqvision.data.decode import IMAGE_EXTENSIONS
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+# What files and folders of other makers call them
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 LAYOUT = "ROOT/{train,val,test}/CLASS/image.jpg, or CLASS/image.jpg directly"
 _VERSION = 1
 

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from eqvision.data.listing import SPLITS, nearest_existing
+from eqvision.data.listing import SPLIT_NAMES, SPLITS, nearest_existing
 
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 MARK = "::"  # between shard and record in the name of an example
 
 

@@ -13,7 +13,8 @@ from jaxtyping import Int
 from eqvision.data.cache import cache_file, settled, store
 from eqvision.data.columns import choose_column, same_classes
 from eqvision.data.encoded import ImageDecoder
-from eqvision.data.shards import SPLIT_NAMES, stamp
+from eqvision.data.listing import SPLIT_NAMES
+from eqvision.data.shards import stamp
 from eqvision.data.sources import Example
 
 log = logging.getLogger(__name__)

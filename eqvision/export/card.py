@@ -11,7 +11,8 @@ import numpy as np
 
 from eqvision.classifiers import Classifier
 from eqvision.data import EVAL_CROP_FRACTIONS
-from eqvision.export.names import named_tensors, rebuild
+from eqvision.export.rebuild import rebuild
+from eqvision.pretrained.leaf_names import named_tensors
 from eqvision.recipes import DataConfig
 from eqvision.run_folder import versions
 from eqvision.zoo import create
@@ -69,7 +70,7 @@ def model_of_run(path: str | Path) -> ModelFile:
     config, data = run.config, run.config.data
     card = Card(
         model=config.model.name,
-        num_classes=_width(run.model, run.stats, config.model.image_size, config.model.in_channels),
+        num_classes=num_outputs(run.model, run.stats, config.model.image_size),
         image_size=(config.model.image_size, config.model.image_size),
         in_channels=config.model.in_channels,
         class_names=run.class_names,
@@ -123,6 +124,7 @@ def with_tensors(card: Card, tensors: dict[str, np.ndarray], where: str) -> Mode
     return ModelFile(model, state, card)
 
 
-def _width(model: Classifier, state: eqx.nn.State, size: int, channels: int) -> int:
-    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+def num_outputs(model: Classifier, state: eqx.nn.State, image_size: int) -> int:
+    """How many numbers the model gives for an image; nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, model.backbone.in_channels), jnp.float32)
     return eqx.filter_eval_shape(lambda m, s, x: m(x, s)[0], model, state, images).shape[-1]

@@ -11,7 +11,7 @@ import numpy as np
 from eqvision.classifiers import Classifier
 from eqvision.export.card import Card, ModelFile, with_tensors
 from eqvision.export.files import refuse_existing, write_whole
-from eqvision.export.names import named_tensors
+from eqvision.pretrained.leaf_names import named_tensors
 from eqvision.recipes import from_dict, to_dict
 
 TEXTS = ("model", "task", "interpolation", "origin")  # fields of the card that are text; the others are written as JSON

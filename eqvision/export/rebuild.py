@@ -1,4 +1,4 @@
-"""A model as named arrays, and back: the names are those of the checkpoint files."""
+"""A model of the zoo from named arrays that must be exactly its own."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,31 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqvision.checkpoint import named_leaves
 from eqvision.classifiers import Classifier
+from eqvision.pretrained.leaf_names import named_arrays, with_leaves
 from eqvision.zoo import builder
-
-
-def named_tensors(model: Classifier, state: eqx.nn.State) -> dict[str, np.ndarray]:
-    """Parameters by dotted path, running statistics as ``stats.LAYER.mean`` and ``stats.LAYER.variance``."""
-    leaves = {**named_leaves(model), **dict(zip(_statistics(model, state), jax.tree.leaves(state), strict=True))}
-    return {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
-
-
-def _statistics(model: Classifier, state: eqx.nn.State) -> list[str]:
-    """Names of the leaves of ``state``, in its order; a layer other than batch norm has numbers for names."""
-    found = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda x: isinstance(x, eqx.nn.StateIndex))
-    layers = {
-        leaf.marker: jax.tree_util.keystr(path[:-1], simple=True, separator=".")
-        for path, leaf in found
-        if isinstance(leaf, eqx.nn.StateIndex)
-    }
-    names = []
-    for values, marker in zip(*state.tree_flatten(), strict=True):
-        count = len(jax.tree.leaves(values))
-        labels = ("mean", "variance") if count == 2 else tuple(map(str, range(count)))
-        names += [f"stats.{layers[marker]}.{label}" for label in labels]
-    return names
 
 
 def rebuild(
@@ -55,10 +33,8 @@ def rebuild(
         )
     except ValueError as error:
         raise ValueError(f"{where} names a model that cannot be built: {error}") from error
-    wanted = {**named_leaves(model), **dict(zip(_statistics(model, state), jax.tree.leaves(state), strict=True))}
-    _check_tensors(name, tensors, wanted, where)
-    leaves = [jnp.asarray(tensors[leaf]) for leaf in wanted]
-    return jax.tree.unflatten(jax.tree.structure((model, state)), leaves)
+    _check_tensors(name, tensors, named_arrays(model, state), where)
+    return with_leaves(model, state, {leaf: jnp.asarray(tensor) for leaf, tensor in tensors.items()})
 
 
 def _check_tensors(name: str, tensors: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
