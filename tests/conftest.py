@@ -21,6 +21,18 @@ jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+SLOW = frozenset(
+    line for line in (Path(__file__).parent / "slow.txt").read_text().splitlines() if line and not line.startswith("#")
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of ``slow.txt``; ``-m`` is applied afterwards."""
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 def _assert_leaf_close(path, actual, expected, tolerance):
     actual, expected = np.asarray(actual), np.asarray(expected)
     name = jax.tree_util.keystr(path) or "value"
