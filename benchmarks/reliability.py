@@ -192,7 +192,7 @@ def damage(options: argparse.Namespace, folder: Path) -> tuple[list[str], bool]:
     finish(start(command(data, folder / "run", epochs=1.0), folder / "cache", log), log)
     config = RunFolder(folder / "run").config()
     setup = set_up(config)
-    like = abstract_state(config, setup.num_classes, setup.optimizer, setup.mesh)
+    like = abstract_state(setup.problem.build, config, setup.optimizer, setup.mesh)
     steps = Checkpoints(folder / "run/checkpoints").steps()
     wanted = {step: Checkpoints(folder / "run/checkpoints").record(step).digests for step in steps}
     newest, files = steps[-1], sorted(p for p in (folder / f"run/checkpoints/{steps[-1]}").rglob("*") if p.is_file())

@@ -17,7 +17,7 @@ from eqvision.classifiers import Classifier
 from eqvision.layers import resample_grid
 from eqvision.predict import load_run
 from eqvision.recipes import TrainConfig
-from eqvision.step import Teacher
+from eqvision.state import Teacher
 
 
 def start_from(run: str | Path, model: Classifier, stats: eqx.nn.State) -> tuple[Classifier, eqx.nn.State]:

@@ -22,7 +22,7 @@ from eqvision.mesh import make_mesh
 from eqvision.optim import make_optimizer, make_schedule
 from eqvision.recipes import TrainConfig
 from eqvision.run_folder import RunFolder, RunFolderError
-from eqvision.setup import check_targets, load_source
+from eqvision.setup import build_model, check_targets, load_source
 from eqvision.state import abstract_state
 from eqvision.tasks import make_task
 
@@ -60,7 +60,8 @@ def load_run(path: str | Path) -> Run:
     )
     # Whole on one device; where several processes read, on all, as each has devices of its own.
     mesh = make_mesh() if jax.process_count() > 1 else make_mesh(num_devices=1)
-    like = abstract_state(config, folder.read()["num_classes"], optimizer, mesh)
+    num_classes = folder.read()["num_classes"]
+    like = abstract_state(lambda: build_model(config, num_classes), config, optimizer, mesh)
     restored = Checkpoints(folder.checkpoints).restore_newest(like)
     if restored is None:
         raise RunFolderError(f"{folder.path} holds no checkpoint yet; let the run reach its first evaluation")

@@ -17,7 +17,7 @@ from eqvision.mesh import BATCH
 from eqvision.run_folder import RunFolder
 from eqvision.state import TrainState, abstract_state
 from eqvision.step import make_step
-from eqvision.train import Setup, first_of_run, set_up, training_stream
+from eqvision.train import Setup, first_of_run, set_up
 
 
 class Replayed(NamedTuple):
@@ -53,23 +53,22 @@ def replay(run: str | Path, step: int) -> Replayed:
     if not 1 <= step <= setup.total:
         raise ValueError(f"--step {step} is not in the run, which has the steps 1 to {setup.total}")
     state, first = _state_before(setup, Checkpoints(folder.checkpoints), step)
-    update = make_step(
-        setup.task, setup.optimizer, setup.mesh, setup.config, setup.num_classes, load_teacher(setup.config, setup.mesh)
-    )
-    with device_feed(training_stream(setup, first), NamedSharding(setup.mesh, BATCH)) as feed:
+    teacher = load_teacher(setup.config, setup.mesh)
+    update = make_step(setup.problem, setup.optimizer, setup.mesh, setup.config, teacher)
+    with device_feed(setup.problem.stream(first), NamedSharding(setup.mesh, BATCH)) as feed:
         for _ in range(first + 1, step):
             state, _ = update(next(feed), state)
         batch = next(feed)
         indices = np.asarray(batch.indices).tolist()
         state, log = update(batch, state)
-    examples = [setup.source.describe(index) for index in indices]
+    examples = [setup.problem.source.describe(index) for index in indices]
     return Replayed(step, float(log.loss), float(log.grad_norm), indices, examples, _not_finite(state))
 
 
 def _state_before(setup: Setup, checkpoints: Checkpoints, step: int) -> tuple[TrainState, int]:
     earlier = [each for each in checkpoints.steps() if each < step]
     if earlier:
-        like = abstract_state(setup.config, setup.num_classes, setup.optimizer, setup.mesh)
+        like = abstract_state(setup.problem.build, setup.config, setup.optimizer, setup.mesh)
         return checkpoints.restore(earlier[-1], like), earlier[-1]
     if checkpoints.steps() and setup.config.init and not Path(setup.config.init).exists():
         raise CheckpointError(f"no checkpoint before step {step} is left, and --init {setup.config.init} is gone")

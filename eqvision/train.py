@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import optax
@@ -21,33 +21,26 @@ from jax.sharding import Mesh, NamedSharding
 from eqvision.checkpoint import CheckpointError, Checkpoints, Record, Restored
 from eqvision.data import (
     DeviceFeed,
-    Source,
-    check_augment,
     device_feed,
-    encoded_train_transform,
-    mean_fill,
-    train_stream,
 )
 from eqvision.data.stream import steps_per_epoch
 from eqvision.distributed import check_same, initialise, is_main_process, on_main
-from eqvision.evaluate import Evaluation, Evaluator, StoppedEvaluation
-from eqvision.evaluators import check_evaluators, run_evaluators
+from eqvision.evaluate import Evaluation, StoppedEvaluation
+from eqvision.evaluators import run_evaluators
 from eqvision.finetune import load_teacher, start_from
 from eqvision.loggers import Loggers, open_loggers
 from eqvision.mesh import BATCH, check_batch_size, make_mesh
 from eqvision.names import nearest
 from eqvision.optim import make_optimizer, make_schedule, parameter_table
+from eqvision.problems import Problem, classification
 from eqvision.profiling import Cost, StepTrace, describe_program, memory_errors, step_cost
 from eqvision.progress import Progress
 from eqvision.recipes import TrainConfig, to_dict
-from eqvision.report import write_report
 from eqvision.run_folder import MetricLog, RunFolder, versions
-from eqvision.setup import build_model, check_targets, load_source, num_outputs
 from eqvision.sharding import sharding_table
 from eqvision.signals import StoppedError, StopSignals
 from eqvision.state import TrainState, abstract_state, first_state
 from eqvision.step import CompiledStep, check_accumulation, make_step
-from eqvision.tasks import Task, make_task
 from eqvision.types import ClassificationBatch
 from eqvision.window import RunFacts, Window
 
@@ -67,10 +60,7 @@ class Setup(NamedTuple):
 
     config: TrainConfig
     mesh: Mesh
-    task: Task
-    source: Source
-    test_source: Source
-    num_classes: int
+    problem: Problem
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     per_epoch: int
@@ -79,7 +69,7 @@ class Setup(NamedTuple):
     @property
     def metric(self) -> str:
         """The metric by which checkpoints are best."""
-        return self.config.checkpoint.metric or f"test/{self.task.headline}"
+        return self.config.checkpoint.metric or f"test/{self.problem.headline}"
 
 
 def set_up(config: TrainConfig) -> Setup:
@@ -87,20 +77,13 @@ def set_up(config: TrainConfig) -> Setup:
     mesh = make_mesh(config.mesh)
     check_batch_size("loop.batch_size", config.loop.batch_size, mesh)
     check_batch_size("loop.eval_batch_size", config.loop.eval_batch_size, mesh)
-    task = make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
-    source = load_source(config, config.data.train_split, train=True)
-    test_source = load_source(config, config.data.test_split)
-    num_classes = num_outputs(config, source)
-    for each in (source, test_source):
-        check_targets(config, each, num_classes)
-    check_augment(config.augment)
+    problem = classification(config)
     check_accumulation(config, mesh)
-    check_evaluators(config.eval.evaluators, config)
-    per_epoch = steps_per_epoch(source, config.loop.batch_size)
+    per_epoch = steps_per_epoch(problem.source, config.loop.batch_size)
     total = max(1, round(config.loop.epochs * per_epoch))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, total)
     optimizer = make_optimizer(config.optimizer, schedule)
-    return Setup(config, mesh, task, source, test_source, num_classes, schedule, optimizer, per_epoch, total)
+    return Setup(config, mesh, problem, schedule, optimizer, per_epoch, total)
 
 
 def train(config: TrainConfig) -> Result:
@@ -113,10 +96,11 @@ def train(config: TrainConfig) -> Result:
         raise ValueError("config.out is empty; name the run folder, for instance runs/my_run")
     initialise(config.mesh)
     setup = set_up(config)
-    like = abstract_state(config, setup.num_classes, setup.optimizer, setup.mesh)
+    problem = setup.problem
+    like = abstract_state(problem.build, config, setup.optimizer, setup.mesh)
     folder = RunFolder(config.out)
     check_same("the configuration", json.dumps({**to_dict(config), "mesh": None, "out": ""}))
-    on_main(lambda: folder.open_for_training(config, setup.source.class_names, setup.num_classes))
+    on_main(lambda: folder.open_for_training(config, problem.source.class_names, problem.num_classes))
     lower = any(word in setup.metric for word in ("loss", "error"))
     with (
         StopSignals() as stop,
@@ -127,9 +111,9 @@ def train(config: TrainConfig) -> Result:
         log = MetricLog(folder, resume_step=begun.record.step)
         with open_loggers(config, folder, begun.record.step) as loggers:
             evaluation = _Loop(setup, begun, checkpoints, log, loggers, stop, folder).run()
-    on_main(lambda: write_report(folder, log.rows, evaluation, setup.source.class_names, setup.task))
+    on_main(lambda: problem.report(folder, log.rows, evaluation))
     return Result(
-        folder.path, setup.total, evaluation.metrics, setup.source.num_skipped + setup.test_source.num_skipped
+        folder.path, setup.total, evaluation.metrics, problem.source.num_skipped + problem.test_source.num_skipped
     )
 
 
@@ -143,35 +127,10 @@ def begin(setup: Setup, checkpoints: Checkpoints, like: TrainState) -> Restored[
 
 def first_of_run(setup: Setup) -> TrainState:
     """The state of step 0: fresh parameters, or those of ``config.init``."""
-    model, stats = build_model(setup.config, setup.num_classes)
+    model, stats = setup.problem.build()
     if setup.config.init:
         model, stats = start_from(setup.config.init, model, stats)
     return first_state(model, stats, setup.config, setup.optimizer, setup.mesh)
-
-
-def training_stream(setup: Setup, start_step: int) -> Iterator[ClassificationBatch]:
-    """This process's rows of every batch from ``start_step`` on."""
-    data, config = setup.config.data, setup.config
-    return train_stream(
-        setup.source,
-        batch_size=config.loop.batch_size,
-        seed=config.seed,
-        transform=encoded_train_transform(
-            data.transform,
-            config.model.image_size,
-            data.interpolation,
-            config.augment,
-            mean_fill(data.mean),
-            decoder=data.decoder,
-            in_channels=config.model.in_channels,
-        ),
-        repeats=config.augment.repeats,
-        num_threads=data.num_threads,
-        num_workers=data.num_workers,
-        start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
 
 
 class _Loop:
@@ -191,24 +150,24 @@ class _Loop:
         self.state, self.first = begun.state, begun.record.step
         self.history, self.unevaluated = dict(begun.record.history), begun.record.unevaluated
         self.checkpoints, self.log, self.loggers, self.folder = checkpoints, log, loggers, folder
-        self.facts = RunFacts(setup.source, setup.schedule, setup.per_epoch, folder.path)
+        self.facts = RunFacts(setup.problem.source, setup.schedule, setup.per_epoch, folder.path)
         self.window = Window(self.facts, begun.record.window)
-        self.evaluator = Evaluator(self.config, setup.task, setup.test_source, setup.mesh)
-        self.evaluation: Evaluation | None = None
+        self.evaluator = setup.problem.evaluator(setup.mesh)
+        self.evaluation: Any = None
         self.waited = 0.0
 
     def run(self) -> Evaluation:
         setup, config = self.setup, self.config
         teacher = load_teacher(config, setup.mesh)
-        step = make_step(setup.task, setup.optimizer, setup.mesh, config, setup.num_classes, teacher)
+        step = make_step(setup.problem, setup.optimizer, setup.mesh, config, teacher)
         trace = StepTrace(config.log.profile, self.folder.path / "profile", first=self.first, total=setup.total)
         layout = NamedSharding(setup.mesh, BATCH)
         with (
             memory_errors(lambda: step.compiled),
             trace,
-            device_feed(training_stream(setup, self.first), layout) as feed,
+            device_feed(setup.problem.stream(self.first), layout) as feed,
         ):
-            cost = step_cost(config, setup.num_classes)
+            cost = step_cost(config, setup.problem.num_classes)
             batches = self._compiled(step, feed, cost) if self.first < setup.total else iter(())
             with Progress(self.first, setup.total, config.loop.batch_size, cost) as progress:
                 if self.unevaluated:  # the run was stopped between this step and its evaluation
@@ -301,7 +260,7 @@ class _Loop:
             raise nearest(self.setup.metric, list(values), "checkpoint.metric")
         self.log.write(number, values)
         self.loggers.write(number, values)
-        progress.note(number, self.evaluation.metrics, self.setup.task.headline)
+        progress.note(number, self.evaluation.metrics, self.setup.problem.headline)
 
     def _frozen_features(self, number: int) -> dict[str, float]:
         every, names = self.config.eval.every, self.config.eval.evaluators

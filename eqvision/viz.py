@@ -11,12 +11,12 @@ from jaxtyping import Float, Int, Num, UInt8
 
 from eqvision.attention_maps import AttentionMaps, attention_maps
 from eqvision.data import augment_batch, normalize
+from eqvision.keys import augment_key, step_key
 from eqvision.mesh import batch_shards
 from eqvision.predict import Run, prepare
 from eqvision.recipes import TrainConfig
 from eqvision.report import new_figure
-from eqvision.step import augment_key, step_key
-from eqvision.train import Setup, set_up, training_stream
+from eqvision.train import Setup, set_up
 from eqvision.types import ClassificationBatch
 
 MOST_LAYERS, MOST_HEADS = 12, 16  # a picture of more would be too small to read
@@ -47,11 +47,11 @@ def training_batch(config: TrainConfig, step: int, count: int) -> TrainingBatch:
     batch = _host_batch(setup, step)
     images, labels = augment_rows(setup, batch, step, count)
     weights, indices = (np.asarray(column)[: len(images)] for column in (batch.weights, batch.indices))
-    return TrainingBatch(images, labels, weights, indices, setup.source.class_names, len(batch.images))
+    return TrainingBatch(images, labels, weights, indices, setup.problem.source.class_names, len(batch.images))
 
 
 def _host_batch(setup: Setup, step: int) -> ClassificationBatch:
-    stream: Any = training_stream(setup, step - 1)
+    stream: Any = setup.problem.stream(step - 1)
     try:
         return next(stream)
     finally:
@@ -72,7 +72,7 @@ def augment_rows(
     for number in range(-(-min(count, len(batch.images)) // rows)):
         part = jax.tree.map(lambda x, start=number * rows: jnp.asarray(x[start : start + rows]), batch)
         key = _key(config.seed, step, number // parts, None if parts == 1 else number % parts)
-        mixed, targets = _mixed(config, part, key, setup.num_classes)
+        mixed, targets = _mixed(config, part, key, setup.problem.num_classes)
         images.append(_pixels(mixed, config))
         labels.append(np.asarray(targets))
     return np.concatenate(images)[:count], np.concatenate(labels)[:count]

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import jax
 
-import eqvision.train as train_module
 from eqvision.cli import main
+from eqvision.problems import Classification
 
 
 def recorded(stream):
-    def read(setup, start_step):
+    def read(problem, start_step):
         file = Path(os.environ["EQVISION_TEST_IDS"]) / f"{start_step}-{jax.process_index()}.jsonl"
         with file.open("w") as lines:
-            for step, batch in enumerate(stream(setup, start_step), start_step + 1):
+            for step, batch in enumerate(stream(problem, start_step), start_step + 1):
                 lines.write(json.dumps({"step": step, "ids": batch.indices.tolist()}) + "\n")
                 lines.flush()
                 yield batch
@@ -26,5 +26,5 @@ def recorded(stream):
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(240)  # processes that wait for each other show where
-    train_module.training_stream = recorded(train_module.training_stream)
+    Classification.stream = recorded(Classification.stream)
     main(sys.argv[1:])

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding
-from toy import toy_config, toy_images, toy_labels, with_loop, with_optimizer
+from toy import toy_config, toy_images, toy_labels, toy_problem, with_loop, with_optimizer
 
 from eqvision import create
 from eqvision.losses import logit_distillation, token_distillation
@@ -16,9 +16,8 @@ from eqvision.mesh import BATCH, make_mesh
 from eqvision.optim import make_optimizer, make_schedule
 from eqvision.recipes import AugmentConfig, DistillConfig, ScheduleConfig
 from eqvision.setup import build_model
-from eqvision.state import initial_state
-from eqvision.step import Teacher, make_step
-from eqvision.tasks import make_task
+from eqvision.state import Teacher, first_state
+from eqvision.step import make_step
 from eqvision.types import ClassificationBatch
 
 
@@ -38,9 +37,8 @@ def run(config, mesh, *, steps=1, teacher=None, weights=None):
     """State and log after some steps on one batch."""
     schedule = make_schedule(ScheduleConfig(kind="constant"), config.optimizer.learning_rate, 100)
     optimizer = make_optimizer(config.optimizer, schedule)
-    task = make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
-    step = make_step(task, optimizer, mesh, config, 3, teacher)
-    state, log = initial_state(config, 3, optimizer, mesh), None
+    step = make_step(toy_problem(config), optimizer, mesh, config, teacher)
+    state, log = first_state(*build_model(config, 3), config, optimizer, mesh), None
     for _ in range(steps):
         state, log = step(toy_batch(mesh, weights=weights), state)
     return state, log
@@ -197,7 +195,7 @@ def test_the_state_owns_its_memory(vit):
     """The average begins as a copy: donating the state must not free the same buffer twice."""
     config = with_optimizer(vit, ema=0.9)
     optimizer = make_optimizer(config.optimizer, optax.constant_schedule(1e-3))
-    state = initial_state(config, 3, optimizer, make_mesh(num_devices=1))
+    state = first_state(*build_model(config, 3), config, optimizer, make_mesh(num_devices=1))
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.model, state.ema))]
     assert len(set(pointers)) == len(pointers)
     assert build_model(config, 3)[0] is not state.model

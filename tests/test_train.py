@@ -20,6 +20,7 @@ from toy import (
     toy_config,
     toy_images,
     toy_labels,
+    toy_problem,
     with_checkpoint,
     with_loop,
     with_optimizer,
@@ -259,7 +260,7 @@ def toy_batch(mesh, weights, size: int = 16):
 def five_steps(config, num_devices, weights):
     mesh = make_mesh(num_devices=num_devices)
     optimizer = make_optimizer(config.optimizer, constant_rate(config))
-    step, state = make_step(SingleLabel(), optimizer, mesh, config, 3), fresh_state(config, mesh=mesh)
+    step, state = make_step(toy_problem(config), optimizer, mesh, config), fresh_state(config, mesh=mesh)
     for _ in range(5):
         state, log = step(toy_batch(mesh, weights), state)
     return state, log
@@ -287,7 +288,7 @@ def test_a_step_is_the_gradient_step_of_the_weighted_mean(tmp_path, assert_close
     weights = [1.0] * 9 + [0.0] * 7
     mesh = make_mesh(num_devices=8)
     optimizer = make_optimizer(config.optimizer, constant_rate(config))
-    state, log = make_step(SingleLabel(), optimizer, mesh, config, 3)(
+    state, log = make_step(toy_problem(config), optimizer, mesh, config)(
         toy_batch(mesh, weights), fresh_state(config, mesh=mesh)
     )
     start, batch = fresh_state(config), toy_batch(make_mesh(num_devices=1), weights)

@@ -25,10 +25,9 @@ from eqvision.heads import TokenHead
 from eqvision.mesh import BATCH, make_mesh
 from eqvision.predict import Run
 from eqvision.recipes import AugmentConfig, ModelConfig
-from eqvision.setup import build_model
 from eqvision.state import first_state
 from eqvision.step import make_step
-from eqvision.train import set_up, train, training_stream
+from eqvision.train import set_up, train
 from eqvision.viz import (
     TrainingBatch,
     draw_attention,
@@ -58,13 +57,13 @@ def with_augment(config, augment):
 
 def test_without_mixing_the_batch_is_that_of_the_stream(config):
     batch = training_batch(config, step=3, count=16)
-    stream = training_stream(set_up(config), 2)
+    stream = set_up(config).problem.stream(2)
     expected = next(stream)
     stream.close()
     np.testing.assert_array_equal(batch.images, expected.images)
     np.testing.assert_array_equal(batch.labels, expected.labels)
     np.testing.assert_array_equal(batch.indices, expected.indices)
-    assert batch.class_names == set_up(config).source.class_names
+    assert batch.class_names == set_up(config).problem.source.class_names
     assert batch.size == 16
     first = training_batch(config, step=3, count=5)
     np.testing.assert_array_equal(first.images, expected.images[:5])
@@ -98,13 +97,13 @@ class Spy:
 def train_one(config, number):
     """Step ``number`` of a run, on all devices, from the parameters of step 0."""
     setup = set_up(config)
-    model, stats = build_model(config, setup.num_classes)
+    model, stats = setup.problem.build()
     state = first_state(model, stats, config, setup.optimizer, setup.mesh)
     state = eqx.tree_at(lambda s: s.step, state, state.step + number - 1)
-    stream = training_stream(setup, number - 1)
+    stream = setup.problem.stream(number - 1)
     batch = jax.device_put(next(stream), NamedSharding(setup.mesh, BATCH))
     stream.close()
-    make_step(setup.task, setup.optimizer, setup.mesh, config, setup.num_classes)(batch, state)
+    make_step(setup.problem, setup.optimizer, setup.mesh, config)(batch, state)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

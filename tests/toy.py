@@ -8,8 +8,10 @@ import numpy as np
 from PIL import Image
 
 from eqvision.checkpoint import Checkpoints
+from eqvision.data import Arrays
 from eqvision.mesh import make_mesh
 from eqvision.optim import make_optimizer, make_schedule
+from eqvision.problems import Classification
 from eqvision.recipes import (
     CheckpointConfig,
     DataConfig,
@@ -20,7 +22,9 @@ from eqvision.recipes import (
     TaskConfig,
     TrainConfig,
 )
-from eqvision.state import TrainState, initial_state
+from eqvision.setup import build_model
+from eqvision.state import TrainState, first_state
+from eqvision.tasks import make_task
 
 NAMES = ("ant", "bee", "cat")
 
@@ -89,12 +93,18 @@ def with_optimizer(config: TrainConfig, **changes) -> TrainConfig:
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changes))
 
 
+def toy_problem(config: TrainConfig) -> Classification:
+    """The problem of ``toy_config`` without reading its files."""
+    task = make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
+    source = Arrays(toy_images(toy_labels(6)), toy_labels(6), NAMES)
+    return Classification(config, task, source, source, 3)
+
+
 def fresh_state(config: TrainConfig, num_classes: int = 3, mesh: jax.sharding.Mesh | None = None) -> TrainState:
     """The state of step 0."""
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, 1000)
-    return initial_state(
-        config, num_classes, make_optimizer(config.optimizer, schedule), mesh or make_mesh(num_devices=1)
-    )
+    optimizer = make_optimizer(config.optimizer, schedule)
+    return first_state(*build_model(config, num_classes), config, optimizer, mesh or make_mesh(num_devices=1))
 
 
 def saved_state(config: TrainConfig, step: int | None = None, num_classes: int = 3) -> TrainState:

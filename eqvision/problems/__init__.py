@@ -1,0 +1,6 @@
+"""Kinds of work that the loop does: their data, model, loss and evaluation, from a configuration."""
+
+from eqvision.problems.classification import Classification, classification
+from eqvision.problems.problem import Counts, Problem
+
+__all__ = ["Classification", "Counts", "Problem", "classification"]

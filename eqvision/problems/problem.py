@@ -1,0 +1,65 @@
+"""What the loop needs to know of a kind of work. Everything else in the loop is the same for all."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from eqvision.run_folder import Row, RunFolder
+
+Counts = Any  # a pytree of scalars: what a loss is divided by
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """Data, model, loss and evaluation of one run. A batch is a NamedTuple with ``indices`` and ``weights``."""
+
+    @property
+    def source(self) -> Any:
+        """What is trained on."""
+        ...
+
+    @property
+    def test_source(self) -> Any:
+        """What is evaluated."""
+        ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def headline(self) -> str:
+        """The metric that sums up an evaluation."""
+        ...
+
+    def build(self) -> tuple[Any, eqx.nn.State]:
+        """The model as it is before step 0."""
+        ...
+
+    def stream(self, start_step: int) -> Iterator[Any]:
+        """This process's rows of every training batch from ``start_step`` on."""
+        ...
+
+    def counts(self, batch: Any) -> Counts:
+        """Sums over the rows of a batch that tell what its loss is divided by. They do not depend on the model.
+
+        The step adds them up over all devices and all parts of an accumulated batch before any loss is computed, so
+        that terms with different denominators add up to the same on one device and on many.
+        """
+        ...
+
+    def loss(
+        self, model: Any, stats: eqx.nn.State, batch: Any, key: PRNGKeyArray, counts: Counts, teacher: Any
+    ) -> tuple[Float[Array, ""], eqx.nn.State]:
+        """These rows' share of the loss of the whole batch, whose ``counts`` are given, and the new statistics."""
+        ...
+
+    def evaluator(self, mesh: Mesh) -> Any:
+        """``(model, stats, stop=...) -> Evaluation`` of the test split; compiled once."""
+        ...
+
+    def report(self, folder: RunFolder, rows: list[Row], evaluation: Any) -> None:
+        """What people look at when the run has ended."""
+        ...
