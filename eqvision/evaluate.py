@@ -112,12 +112,13 @@ def _gathered(*arrays: Array) -> list[np.ndarray]:
 
 def _samples(batch: ClassificationBatch, outputs: Array, wanted: np.ndarray) -> Samples:
     """The rows of the batch whose place in the source is ``wanted``, as far as this host holds them."""
-    chosen = np.flatnonzero(np.isin(_local(batch.indices), wanted))
+    chosen = np.flatnonzero(np.isin(local_rows(batch.indices), wanted))
     if not len(chosen):
         return Samples(*(np.zeros((0, *x.shape[1:]), x.dtype) for x in (batch.images, batch.labels, outputs)))
-    return Samples(*(_local(x)[chosen] for x in (batch.images, batch.labels, outputs)))
+    return Samples(*(local_rows(x)[chosen] for x in (batch.images, batch.labels, outputs)))
 
 
-def _local(array: Array) -> np.ndarray:
+def local_rows(array: Array) -> np.ndarray:
+    """The rows that this host holds."""
     shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     return np.concatenate([np.asarray(shard.data) for shard in shards])

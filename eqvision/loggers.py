@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from eqvision.recipes import TrainConfig, to_dict
+from eqvision.recipes import RunConfig, to_dict
 from eqvision.run_folder import RunFolder
 
 Picture = UInt8[np.ndarray, "h w c"]
@@ -68,7 +68,7 @@ class Loggers:
         self.close(failed=error is not None)
 
 
-def open_loggers(config: TrainConfig, folder: RunFolder, resume_step: int) -> Loggers:
+def open_loggers(config: RunConfig, folder: RunFolder, resume_step: int) -> Loggers:
     """The sinks that ``config.log`` asks for, on the first process; no sink on the others.
 
     ``resume_step`` is the step of the restored checkpoint, 0 for a fresh run: TensorBoard drops the events after it.
@@ -146,7 +146,7 @@ class _TensorBoard:
 class _Wandb:
     """A Weights & Biases run that keeps its id over restarts (RUN/wandb_id)."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder):
+    def __init__(self, config: RunConfig, folder: RunFolder):
         self._wandb = _import_wandb()
         self._run = _start_wandb(self._wandb, config, folder)
 
@@ -172,7 +172,7 @@ def _import_wandb() -> Any:
     return wandb
 
 
-def _start_wandb(wandb: Any, config: TrainConfig, folder: RunFolder) -> Any:
+def _start_wandb(wandb: Any, config: RunConfig, folder: RunFolder) -> Any:
     """Online where that works, unless WANDB_MODE or `wandb offline` say otherwise."""
     settings = wandb.setup().settings
     mode = os.environ.get("WANDB_MODE") or settings.mode
@@ -192,7 +192,7 @@ def _start_wandb(wandb: Any, config: TrainConfig, folder: RunFolder) -> Any:
 _OFFLINE = "WANDB_MODE=offline is chosen, and `wandb sync` uploads the run later"
 
 
-def _init_wandb(wandb: Any, config: TrainConfig, folder: RunFolder, mode: str) -> Any:
+def _init_wandb(wandb: Any, config: RunConfig, folder: RunFolder, mode: str) -> Any:
     return wandb.init(
         project=config.log.wandb,
         name=folder.path.name,

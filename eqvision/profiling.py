@@ -1,20 +1,13 @@
 """What a step costs: its memory before the first one runs, its arithmetic, and a trace of chosen steps."""
 
 import contextlib
-import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
-
-from eqvision.counting import count
-from eqvision.recipes import TrainConfig
-from eqvision.setup import build_model
 
 REMEDIES = (
     "lower --loop.batch-size, raise --loop.accumulate, recompute activations with --model.remat full (transformers), "
@@ -95,18 +88,13 @@ def _program(compiled: Any) -> jax.stages.Compiled:
     return compiled if isinstance(compiled, jax.stages.Compiled) else compiled.compiled  # Equinox wraps jax's
 
 
-def training_flops(config: TrainConfig, num_classes: int) -> float:
-    """Model FLOPs of one step on the global batch: 3 x forward, two for each multiply-add.
+def training_flops(forward_macs: int, batch_size: int) -> float:
+    """Model FLOPs of one step on the global batch: 3 x forward, two for each multiply-add of one image's forward pass.
 
     The backward pass has twice the products of the forward pass (Kaplan et al. 2020, section 2.1; Chowdhery et al.
-    2022, appendix B); what remat computes again does not count, so that MFU measures useful work. Nothing is run.
+    2022, appendix B); what remat computes again does not count, so that MFU measures useful work.
     """
-    if config.model.attention == "cudnn":  # its products are hidden in a kernel, and equal in number
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
-    size, channels = config.model.image_size, config.model.in_channels
-    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    model, stats = eqx.filter_eval_shape(lambda: build_model(config, num_classes))
-    return 3.0 * 2.0 * count(model, images, stats).macs * config.loop.batch_size
+    return 3.0 * 2.0 * forward_macs * batch_size
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -118,10 +106,10 @@ def peak_flops(device_kind: str) -> float | None:
     return None if "MIG" in kind.split() else next((peak for name, peak in PEAKS if name in kind), None)
 
 
-def step_cost(config: TrainConfig, num_classes: int) -> Cost:
-    """What ``Progress`` needs to show model FLOP utilisation."""
+def step_cost(forward_macs: int, batch_size: int) -> Cost:
+    """What ``Progress`` needs to show model FLOP utilisation; arguments as in ``training_flops``."""
     peak = peak_flops(jax.devices()[0].device_kind)
-    return Cost(training_flops(config, num_classes), None if peak is None else peak * jax.device_count())
+    return Cost(training_flops(forward_macs, batch_size), None if peak is None else peak * jax.device_count())
 
 
 def describe_program(compiled: Any, model_flops: float, device: Device) -> list[str]:

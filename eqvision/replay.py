@@ -12,7 +12,6 @@ from jaxtyping import PyTree
 
 from eqvision.checkpoint import CheckpointError, Checkpoints, named_leaves
 from eqvision.data import device_feed
-from eqvision.finetune import load_teacher
 from eqvision.mesh import BATCH
 from eqvision.run_folder import RunFolder
 from eqvision.state import TrainState, abstract_state
@@ -53,7 +52,7 @@ def replay(run: str | Path, step: int) -> Replayed:
     if not 1 <= step <= setup.total:
         raise ValueError(f"--step {step} is not in the run, which has the steps 1 to {setup.total}")
     state, first = _state_before(setup, Checkpoints(folder.checkpoints), step)
-    teacher = load_teacher(setup.config, setup.mesh)
+    teacher = setup.problem.teacher(setup.mesh)
     update = make_step(setup.problem, setup.optimizer, setup.mesh, setup.config, teacher)
     with device_feed(setup.problem.stream(first), NamedSharding(setup.mesh, BATCH)) as feed:
         for _ in range(first + 1, step):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import yaml
 
-from eqvision.recipes import TrainConfig, difference, from_dict, to_dict
+from eqvision.recipes import DetectionConfig, RunConfig, TrainConfig, difference, from_dict, to_dict
 
 Row = dict[str, int | float]  # one line of the metrics: the step, and values by name
 
@@ -38,6 +38,9 @@ HARMLESS = (
 )
 
 
+KINDS: dict[str, Any] = {"classification": TrainConfig, "detection": DetectionConfig}
+
+
 class RunFolderError(RuntimeError):
     """The run folder cannot be used as asked; nothing in it was changed."""
 
@@ -52,7 +55,7 @@ class RunFolder:
         self.metrics_csv = self.path / "metrics.csv"
         self.metrics_jsonl = self.path / "metrics.jsonl"
 
-    def open_for_training(self, config: TrainConfig, class_names: tuple[str, ...], num_classes: int) -> None:
+    def open_for_training(self, config: RunConfig, class_names: tuple[str, ...], num_classes: int) -> None:
         """Create the folder, or check that it holds a run of the same configuration.
 
         Raises RunFolderError that lists the differences, or for a folder that holds something else.
@@ -67,7 +70,7 @@ class RunFolder:
             return
         self._reopen(config, class_names, num_classes)
 
-    def _reopen(self, config: TrainConfig, class_names: tuple[str, ...], num_classes: int) -> None:
+    def _reopen(self, config: RunConfig, class_names: tuple[str, ...], num_classes: int) -> None:
         """Resume, if the configuration is the same but for what cannot change the run's numbers."""
         lines = difference(self.read()["config"], json.loads(json.dumps(to_dict(config))))
         unsafe = [line for line in lines if not line.startswith(HARMLESS)]
@@ -93,17 +96,19 @@ class RunFolder:
             raise RunFolderError(f"{self.path} is not a run folder: there is no {self.config_file}")
         return yaml.safe_load(self.config_file.read_text())
 
-    def config(self) -> TrainConfig:
-        return from_dict(TrainConfig, self.read()["config"])
+    def config(self) -> RunConfig:
+        content = self.read()
+        return from_dict(KINDS[content.get("kind", "classification")], content["config"])
 
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.read()["class_names"])
 
     def _write_config(
-        self, config: TrainConfig, class_names: tuple[str, ...], num_classes: int, changes: Sequence[list[str]] = ()
+        self, config: RunConfig, class_names: tuple[str, ...], num_classes: int, changes: Sequence[list[str]] = ()
     ) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         content = {
+            "kind": next(kind for kind, each in KINDS.items() if isinstance(config, each)),
             "config": to_dict(config),
             "num_classes": num_classes,
             "class_names": list(class_names),

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from eqvision.recipes import TrainConfig
+from eqvision.recipes import RunConfig
 from eqvision.sharding import state_shardings
 
 
@@ -39,7 +39,7 @@ class Teacher(NamedTuple):
 def first_state(
     model: Any,
     stats: eqx.nn.State,
-    config: TrainConfig,
+    config: RunConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:
@@ -54,7 +54,7 @@ def first_state(
 
 def abstract_state(
     build: Callable[[], tuple[Any, eqx.nn.State]],
-    config: TrainConfig,
+    config: RunConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:
@@ -69,6 +69,6 @@ def abstract_state(
     )
 
 
-def _state(model: Any, stats: eqx.nn.State, config: TrainConfig, optimizer: optax.GradientTransformation) -> TrainState:
+def _state(model: Any, stats: eqx.nn.State, config: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
     average = None if config.optimizer.ema is None else jax.tree.map(jnp.copy, model)
     return TrainState(model, stats, optimizer.init(cast(optax.Params, model)), average, jnp.zeros((), jnp.int32))

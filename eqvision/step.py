@@ -21,7 +21,7 @@ from eqvision.keys import step_key
 from eqvision.ops.collectives import DATA_AXES, global_sum
 from eqvision.optim import ema_decay, frozen_mask, update_ema
 from eqvision.problems.problem import Problem
-from eqvision.recipes import TrainConfig
+from eqvision.recipes import RunConfig
 from eqvision.sharding import gather, parameter_specs, without_model
 from eqvision.state import Teacher, TrainState
 
@@ -49,7 +49,7 @@ def make_step(
     problem: Problem,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    config: TrainConfig,
+    config: RunConfig,
     teacher: Teacher | None = None,
 ) -> "CompiledStep":
     """One update on a global batch; the state's memory is reused. Raises ValueError for a batch that cannot be cut."""
@@ -99,7 +99,7 @@ class CompiledStep:
         return compiled((batch, self._teacher), state)
 
 
-def check_accumulation(config: TrainConfig, mesh: Mesh) -> None:
+def check_accumulation(config: RunConfig, mesh: Mesh) -> None:
     """Raise ValueError unless each device's share of the batch can be cut into equal parts."""
     devices, parts = mesh.shape["data"] * mesh.shape["fsdp"], config.loop.accumulate
     if parts < 1 or config.loop.batch_size % (devices * parts):
@@ -118,7 +118,7 @@ def _gradients(
     *,
     specs: PyTree[P],
     problem: Problem,
-    config: TrainConfig,
+    config: RunConfig,
 ) -> tuple[Float[Array, ""], Any, eqx.nn.State]:
     """On one device: loss and gradient of the global batch, from this device's rows and its parts of the parameters.
 
@@ -167,7 +167,7 @@ def _over_parts(part: Callable[..., Sums], batch: Batch, stats: eqx.nn.State, ke
     return lax.scan(add, first, (rest, jnp.arange(1, parts)))[0]
 
 
-def _norm(grads: Any, config: TrainConfig) -> Float[Array, ""]:
+def _norm(grads: Any, config: RunConfig) -> Float[Array, ""]:
     """Of the gradients that are used: those of frozen parameters are then never computed."""
     if not config.optimizer.freeze:
         return optax.tree.norm(grads)
@@ -175,7 +175,7 @@ def _norm(grads: Any, config: TrainConfig) -> Float[Array, ""]:
     return optax.tree.norm(jax.tree.map(lambda grad, is_frozen: None if is_frozen else grad, grads, frozen))
 
 
-def _average(config: TrainConfig, state: TrainState, model: Any) -> Any | None:
+def _average(config: RunConfig, state: TrainState, model: Any) -> Any | None:
     if state.ema is None or config.optimizer.ema is None:
         return None
     return update_ema(state.ema, model, ema_decay(config.optimizer.ema, state.step, config.optimizer.ema_warmup))

@@ -26,16 +26,15 @@ from eqvision.data import (
 from eqvision.data.stream import steps_per_epoch
 from eqvision.distributed import check_same, initialise, is_main_process, on_main
 from eqvision.evaluate import Evaluation, StoppedEvaluation
-from eqvision.evaluators import run_evaluators
-from eqvision.finetune import load_teacher, start_from
+from eqvision.finetune import start_from
 from eqvision.loggers import Loggers, open_loggers
 from eqvision.mesh import BATCH, check_batch_size, make_mesh
 from eqvision.names import nearest
 from eqvision.optim import make_optimizer, make_schedule, parameter_table
-from eqvision.problems import Problem, classification
+from eqvision.problems import Problem, classification, detection
 from eqvision.profiling import Cost, StepTrace, describe_program, memory_errors, step_cost
 from eqvision.progress import Progress
-from eqvision.recipes import TrainConfig, to_dict
+from eqvision.recipes import DetectionConfig, RunConfig, to_dict
 from eqvision.run_folder import MetricLog, RunFolder, versions
 from eqvision.sharding import sharding_table
 from eqvision.signals import StoppedError, StopSignals
@@ -58,7 +57,7 @@ class Result:
 class Setup(NamedTuple):
     """What a configuration stands for; all of it is the same whenever the run is started."""
 
-    config: TrainConfig
+    config: RunConfig
     mesh: Mesh
     problem: Problem
     schedule: optax.Schedule
@@ -72,12 +71,12 @@ class Setup(NamedTuple):
         return self.config.checkpoint.metric or f"test/{self.problem.headline}"
 
 
-def set_up(config: TrainConfig) -> Setup:
+def set_up(config: RunConfig) -> Setup:
     """Read the data and check that everything fits together, before anything is computed or written."""
     mesh = make_mesh(config.mesh)
     check_batch_size("loop.batch_size", config.loop.batch_size, mesh)
     check_batch_size("loop.eval_batch_size", config.loop.eval_batch_size, mesh)
-    problem = classification(config)
+    problem = detection(config) if isinstance(config, DetectionConfig) else classification(config)
     check_accumulation(config, mesh)
     per_epoch = steps_per_epoch(problem.source, config.loop.batch_size)
     total = max(1, round(config.loop.epochs * per_epoch))
@@ -86,7 +85,7 @@ def set_up(config: TrainConfig) -> Setup:
     return Setup(config, mesh, problem, schedule, optimizer, per_epoch, total)
 
 
-def train(config: TrainConfig) -> Result:
+def train(config: RunConfig) -> Result:
     """Run a recipe to its end, from its last good checkpoint where the run folder has one.
 
     Raises RunFolderError, CheckpointError, DivergedError, StoppedError (after SIGTERM or Ctrl-C, with the state saved),
@@ -158,7 +157,7 @@ class _Loop:
 
     def run(self) -> Evaluation:
         setup, config = self.setup, self.config
-        teacher = load_teacher(config, setup.mesh)
+        teacher = setup.problem.teacher(setup.mesh)
         step = make_step(setup.problem, setup.optimizer, setup.mesh, config, teacher)
         trace = StepTrace(config.log.profile, self.folder.path / "profile", first=self.first, total=setup.total)
         layout = NamedSharding(setup.mesh, BATCH)
@@ -167,7 +166,7 @@ class _Loop:
             trace,
             device_feed(setup.problem.stream(self.first), layout) as feed,
         ):
-            cost = step_cost(config, setup.problem.num_classes)
+            cost = step_cost(setup.problem.forward_macs(), config.loop.batch_size)
             batches = self._compiled(step, feed, cost) if self.first < setup.total else iter(())
             with Progress(self.first, setup.total, config.loop.batch_size, cost) as progress:
                 if self.unevaluated:  # the run was stopped between this step and its evaluation
@@ -253,22 +252,16 @@ class _Loop:
         except StoppedEvaluation:
             self._stop(number, unevaluated=True)
         values = {f"test/{name}": value for name, value in self.evaluation.metrics.items()}
-        values |= self._frozen_features(number)
+        state, last = self.state, number == self.setup.total
+        problem, mesh = self.setup.problem, self.setup.mesh
+        values |= problem.more_metrics(state.evaluated, state.stats, number, last, self.folder, mesh)
         if self.setup.metric in values:
             self.history[str(number)] = values[self.setup.metric]
-        elif not self.config.eval.evaluators:  # whose metrics may come later
+        elif not problem.late_metrics:
             raise nearest(self.setup.metric, list(values), "checkpoint.metric")
         self.log.write(number, values)
         self.loggers.write(number, values)
         progress.note(number, self.evaluation.metrics, self.setup.problem.headline)
-
-    def _frozen_features(self, number: int) -> dict[str, float]:
-        every, names = self.config.eval.every, self.config.eval.evaluators
-        if not names or not (number == self.setup.total or (every and number % every == 0)):
-            return {}
-        return run_evaluators(
-            names, self.state.evaluated, self.state.stats, self.config, self.folder, number, self.setup.mesh
-        )
 
     def _record(self, number: int, *, unevaluated: bool = False) -> Record:
         return Record(

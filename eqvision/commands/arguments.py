@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import tyro
 
 if TYPE_CHECKING:
-    from eqvision.recipes import TrainConfig
+    from eqvision.recipes import RunConfig
 
 T = TypeVar("T")
 
@@ -21,13 +21,13 @@ def parse(kind: type[T], arguments: list[str], program: str) -> T:
     return tyro.cli(kind, args=arguments, prog=program)
 
 
-def parse_recipe(arguments: list[str], program: str) -> "TrainConfig | None":
+def parse_recipe(arguments: list[str], program: str) -> "RunConfig | None":
     """The configuration of ``RECIPE [--config FILE] [options]``: the recipe's, then the file's, then the options'.
 
     None where there are no arguments or only a call for help: the recipes are printed then. Exits with code 2 for an
     unknown recipe or option; raises ValueError for what is wrong in the file.
     """
-    from eqvision.recipes import RECIPES, TrainConfig
+    from eqvision.recipes import RECIPES
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: {program} RECIPE [--config FILE] [options]; recipes:\n")
@@ -45,10 +45,10 @@ def parse_recipe(arguments: list[str], program: str) -> "TrainConfig | None":
     default = default if given.config is None else _with_file(default, given.config)
     text = inspect.cleandoc(recipe.__doc__ or "")
     description = f"{text}\n\n--config FILE: YAML as `eqvision config` prints it, or a part of it; options win."
-    return tyro.cli(TrainConfig, default=default, args=options, prog=f"{program} {name}", description=description)
+    return tyro.cli(type(default), default=default, args=options, prog=f"{program} {name}", description=description)
 
 
-def _with_file(config: "TrainConfig", file: Path) -> "TrainConfig":
+def _with_file(config: "RunConfig", file: Path) -> "RunConfig":
     """The configuration with what a YAML file says; the ``config.yaml`` of a run folder is such a file too."""
     import yaml
 

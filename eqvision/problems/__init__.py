@@ -1,6 +1,7 @@
 """Kinds of work that the loop does: their data, model, loss and evaluation, from a configuration."""
 
 from eqvision.problems.classification import Classification, classification
+from eqvision.problems.detection import Detection, detection
 from eqvision.problems.problem import Counts, Problem
 
-__all__ = ["Classification", "Counts", "Problem", "classification"]
+__all__ = ["Classification", "Counts", "Detection", "Problem", "classification", "detection"]

@@ -1,5 +1,6 @@
 """Classification and regression of whole images."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqvision.classifiers import Classifier
+from eqvision.counting import count
 from eqvision.data import (
     Source,
     augment_batch,
@@ -21,7 +23,8 @@ from eqvision.data import (
     train_stream,
 )
 from eqvision.evaluate import Evaluation, Evaluator
-from eqvision.evaluators import check_evaluators
+from eqvision.evaluators import check_evaluators, run_evaluators
+from eqvision.finetune import load_teacher
 from eqvision.keys import augment_key
 from eqvision.losses import logit_distillation, token_distillation, weighted_sums
 from eqvision.recipes import DistillConfig, TrainConfig
@@ -49,6 +52,18 @@ class Classification:
 
     def build(self) -> tuple[Classifier, eqx.nn.State]:
         return build_model(self.config, self.num_classes)
+
+    def forward_macs(self) -> int:
+        config = self.config
+        if config.model.attention == "cudnn":  # its products are hidden in a kernel, and equal in number
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="xla"))
+        size, channels = config.model.image_size, config.model.in_channels
+        images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+        model, stats = eqx.filter_eval_shape(lambda: build_model(config, self.num_classes))
+        return count(model, images, stats).macs
+
+    def teacher(self, mesh: Mesh) -> Teacher | None:
+        return load_teacher(self.config, mesh)
 
     def stream(self, start_step: int) -> Iterator[ClassificationBatch]:
         data, config = self.config.data, self.config
@@ -107,6 +122,19 @@ class Classification:
 
     def evaluator(self, mesh: Mesh) -> Evaluator:
         return Evaluator(self.config, self.task, self.test_source, mesh)
+
+    @property
+    def late_metrics(self) -> bool:
+        return bool(self.config.eval.evaluators)
+
+    def more_metrics(
+        self, model: Classifier, stats: eqx.nn.State, number: int, last: bool, folder: RunFolder, mesh: Mesh
+    ) -> dict[str, float]:
+        """Of frozen features."""
+        every, names = self.config.eval.every, self.config.eval.evaluators
+        if not names or not (last or (every and number % every == 0)):
+            return {}
+        return run_evaluators(names, model, stats, self.config, folder, number, mesh)
 
     def report(self, folder: RunFolder, rows: list[Row], evaluation: Evaluation) -> None:
         write_report(folder, rows, evaluation, self.source.class_names, self.task)

@@ -38,6 +38,14 @@ class Problem(Protocol):
         """The model as it is before step 0."""
         ...
 
+    def forward_macs(self) -> int:
+        """Multiply-adds of the model for one image; nothing is run."""
+        ...
+
+    def teacher(self, mesh: Mesh) -> Any:
+        """Another model to learn from, on every device, or None."""
+        ...
+
     def stream(self, start_step: int) -> Iterator[Any]:
         """This process's rows of every training batch from ``start_step`` on."""
         ...
@@ -58,6 +66,17 @@ class Problem(Protocol):
 
     def evaluator(self, mesh: Mesh) -> Any:
         """``(model, stats, stop=...) -> Evaluation`` of the test split; compiled once."""
+        ...
+
+    @property
+    def late_metrics(self) -> bool:
+        """Whether ``more_metrics`` gives any at some time."""
+        ...
+
+    def more_metrics(
+        self, model: Any, stats: eqx.nn.State, number: int, last: bool, folder: RunFolder, mesh: Mesh
+    ) -> dict:
+        """Metrics that are measured less often than ``evaluator``'s, if they are due after step ``number``."""
         ...
 
     def report(self, folder: RunFolder, rows: list[Row], evaluation: Any) -> None:

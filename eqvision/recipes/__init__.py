@@ -15,17 +15,25 @@ from eqvision.recipes.config import (
     TaskConfig,
     TrainConfig,
 )
+from eqvision.recipes.detection_config import DetectionConfig, DetectionDataConfig, DetectorConfig
 from eqvision.recipes.digits import digits
+from eqvision.recipes.digits_detr import digits_detr
 from eqvision.recipes.folder import arrays, folder
 from eqvision.recipes.serialise import difference, from_dict, overlay, to_dict
 
-RECIPES = {"arrays": arrays, "digits": digits, "folder": folder}
+RunConfig = TrainConfig | DetectionConfig
+"""What the loop runs."""
+
+RECIPES = {"arrays": arrays, "digits": digits, "digits_detr": digits_detr, "folder": folder}
 
 __all__ = [
     "RECIPES",
     "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",
+    "DetectionConfig",
+    "DetectionDataConfig",
+    "DetectorConfig",
     "DistillConfig",
     "EvalConfig",
     "LogConfig",
@@ -33,12 +41,14 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "RunConfig",
     "ScheduleConfig",
     "TaskConfig",
     "TrainConfig",
     "arrays",
     "difference",
     "digits",
+    "digits_detr",
     "folder",
     "from_dict",
     "overlay",
