@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -23,7 +24,8 @@ def describe(name: str, *, image_size: int = 224, num_classes: int | None = None
         )
     )
     images = jax.ShapeDtypeStruct((1, image_size, image_size, in_channels), jnp.float32)
-    inputs = images if name in MODELS else PaddedImages(images, jax.ShapeDtypeStruct((1, 2), jnp.int32))
+    sizes: Any = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    inputs = images if name in MODELS else PaddedImages(cast(Any, images), sizes)
     counts = count(model, inputs, state)
     features = eqx.filter_eval_shape(lambda m, s, x: m.backbone(x, s)[0], model, state, images)
     lines = [
