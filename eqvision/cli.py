@@ -19,6 +19,7 @@ USAGE = """usage: eqvision COMMAND ...
   list [PATTERN] [--pretrained]   names of models, such as: eqvision list 'vit*', or their published weights
   config RECIPE [options]         the resolved configuration of a recipe, as YAML
   data check PATH                 find corrupt images; write the list of them and an index of the rest
+  data convert SOURCE OUT.json    boxes of Pascal VOC or YOLO as COCO JSON
   viz data|attention ...          pictures of augmented batches and of attention
   doctor                          devices, versions, decoders, disk: what a bug report needs
 

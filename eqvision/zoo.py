@@ -4,7 +4,7 @@ import fnmatch
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray
@@ -23,7 +23,9 @@ from eqvision.classifiers import (
     swin_classifier,
     vit_classifier,
 )
+from eqvision.detectors import deformable_detr, detr
 from eqvision.layers import Implementation, Remat
+from eqvision.models import Model
 from eqvision.names import nearest
 
 # What google-research/vision_transformer and big_vision do otherwise than timm.
@@ -149,9 +151,31 @@ MODELS: dict[str, Callable[..., Classifier]] = {
 }
 
 
-def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Names that match a shell pattern such as ``vit*``; ``pretrained``: those with published weights."""
-    names = sorted(fnmatch.filter(MODELS, pattern))
+DETECTORS: dict[str, Callable[..., Model]] = {
+    "detr_r50": partial(detr, 50),
+    "detr_r50_dc5": partial(detr, 50, dc5=True),
+    "detr_r101": partial(detr, 101),
+    "detr_r101_dc5": partial(detr, 101, dc5=True),
+    # 250: things and stuff of COCO by their ids, as facebookresearch/detr has them
+    "detr_r50_panoptic": partial(detr, 50, masks=True, num_classes=250),
+    "deformable_detr_r50": partial(deformable_detr, 50),
+    "deformable_detr_r50_refine": partial(deformable_detr, 50, refine=True),
+    "deformable_detr_r50_two_stage": partial(deformable_detr, 50, refine=True, two_stage=True),
+    "deformable_detr_r50_single_scale": partial(deformable_detr, 50, num_levels=1),
+    "deformable_detr_r50_single_scale_dc5": partial(deformable_detr, 50, num_levels=1, dc5=True),
+}
+
+Kind = Literal["classifier", "detector"]
+
+
+def list_models(pattern: str = "*", *, pretrained: bool = False, kind: Kind = "classifier") -> list[str]:
+    """Names that match a shell pattern such as ``vit*``; ``pretrained``: those with published weights.
+
+    Raises ValueError for a ``kind`` of model that there is none of.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind {kind!r} of model is unknown; choose from {get_args(Kind)}")
+    names = sorted(fnmatch.filter(MODELS if kind == "classifier" else DETECTORS, pattern))
     if not pretrained:
         return names
     from eqvision.pretrained.cards import cards  # which comes after the zoo
@@ -163,7 +187,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 def create(
     name: str,
     *,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     image_size: int | tuple[int, int] = 224,
     in_channels: int = 3,
     dropout: float | None = None,
@@ -172,9 +196,11 @@ def create(
     unroll: int | None = None,
     attention: Implementation | None = None,
     key: PRNGKeyArray,
-) -> tuple[Classifier, eqx.nn.State]:
+) -> tuple[Any, eqx.nn.State]:
     """A freshly initialised model of the zoo and its state (running statistics; empty for models without).
 
+    It is a ``Classifier``, or a detector such as ``DETR``. ``num_classes`` None: the 1000 of ImageNet for a classifier,
+    the row's for a detector, such as the 91 ids of COCO (a class for no object comes on top of them).
     ``image_size`` matters to models with learned positions; networks of convolutions take any size. The
     options from ``dropout`` on are passed to models that have them.
 
@@ -187,28 +213,38 @@ def create(
     )
 
 
-def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Classifier]:
+def row_of(name: str) -> Callable[..., Model]:
+    """The builder behind a name, called with num_classes, in_channels and key. Raises UnknownNameError."""
+    if name in MODELS:
+        return MODELS[name]
+    if name in DETECTORS:
+        return DETECTORS[name]
+    raise nearest(name, [*MODELS, *DETECTORS], "model")
+
+
+def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     """The builder of a zoo name with other ``options`` than its row's, called as ``build`` below.
 
     Raises UnknownNameError with the nearest names, ValueError for an option that the model does not have.
     """
-    if name not in MODELS:
-        raise nearest(name, list(MODELS), "model")
-    row = MODELS[name]
+    row = row_of(name)
     accepted = inspect.signature(row).parameters
     for option in options:
         if option not in accepted:
             offered = [o for o in accepted if o not in ("num_classes", "image_size", "in_channels", "key")]
             raise ValueError(f"model {name!r} has no option {option!r}; it has: {', '.join(offered) or 'none of them'}")
 
+    default = 1000 if name in MODELS else accepted["num_classes"].default
+
     def build(
         *,
-        num_classes: int = 1000,
+        num_classes: int | None = None,
         image_size: int | tuple[int, int] = 224,
         in_channels: int = 3,
         key: PRNGKeyArray,
-    ) -> Classifier:
+    ) -> Model:
         size = {"image_size": image_size} if "image_size" in accepted else {}
-        return row(num_classes=num_classes, in_channels=in_channels, key=key, **size, **options)
+        classes = default if num_classes is None else num_classes
+        return row(num_classes=classes, in_channels=in_channels, key=key, **size, **options)
 
     return build

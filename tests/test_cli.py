@@ -309,6 +309,15 @@ def test_list(capsys):
     assert found == sorted(f"resnet{depth}_cifar" for depth in (20, 32, 44, 56, 110))
 
 
+def test_list_and_info_of_detectors(capsys):
+    cli.main(["list", "detr_*", "--kind", "detector"])
+    assert capsys.readouterr().out.splitlines()[:2] == ["detr_r101", "detr_r101_dc5"]
+    message = refused(capsys, "list", "detr_r55", "--kind", "detector")
+    assert "detector 'detr_r55' does not exist; nearest: detr_r" in message
+    cli.main(["info", "detr_r50", "--image-size", "64"])
+    assert capsys.readouterr().out.startswith("detr_r50, 64x64x3, 91 classes\n  parameters      41,631,008 ")
+
+
 def test_list_of_nothing_names_the_nearest(capsys):
     assert "model 'resnet21_cifar' does not exist; nearest: resnet" in refused(capsys, "list", "resnet21_cifar")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from eqvision.classifiers import Classifier
 from eqvision.pretrained import LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +26,9 @@ def test_the_page_holds_the_recorded_rows():
 
 
 def test_every_layout_was_measured_and_nothing_is_left_over():
-    assert {row.layout for row in rows()} == set(LAYOUTS) - {"eqvision"}
+    # Detectors are compared in their own parity tests, at a bound of their own.
+    classifiers = {name for name, layout in LAYOUTS.items() if layout.kind is Classifier}
+    assert {row.layout for row in rows()} == classifiers - {"eqvision"}
     for row in rows():
         assert row.difference <= 1e-5, row
         assert (row.unused, row.missing) == (0, 0), row

@@ -1,6 +1,6 @@
 """Residual networks (He et al. 2016): v1.5 for ImageNet, with the stride in the 3x3, and the CIFAR form of sec. 4.2."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax
@@ -8,17 +8,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqvision.backbones.checks import check_images, check_layer
-from eqvision.layers import BatchNorm, Conv, max_pool
+from eqvision.layers import BatchNorm, Conv, FrozenBatchNorm, max_pool
 from eqvision.types import Features, Images
 
 Shortcut = Literal["projection", "pad"]
+Norm = Literal["batch", "frozen"]
 
 
 class ConvNorm(eqx.Module):
-    """A convolution without bias and its batch norm."""
+    """A convolution without bias and its batch norm, which is trained or, for detectors, frozen."""
 
     conv: Conv
-    norm: BatchNorm
+    norm: BatchNorm | FrozenBatchNorm
 
     def __init__(
         self,
@@ -27,12 +28,22 @@ class ConvNorm(eqx.Module):
         kernel_size: int,
         *,
         stride: int = 1,
+        dilation: int = 1,
+        norm: Norm = "batch",
         zero_scale: bool = False,
         key: PRNGKeyArray,
     ):
-        padding = kernel_size // 2  # symmetric, as torch pads; SAME would shift strided windows by a pixel
-        self.conv = Conv(in_channels, out_channels, kernel_size, stride=stride, padding=padding, key=key)
-        self.norm = BatchNorm(out_channels, weight_init=0.0 if zero_scale else 1.0)
+        if norm not in get_args(Norm):
+            raise ValueError(f"norm {norm!r} is unknown; choose from {get_args(Norm)}")
+        padding = kernel_size // 2 * dilation  # symmetric, as torch pads; SAME would shift strided windows by a pixel
+        self.conv = Conv(
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, dilation=dilation, key=key
+        )
+        # A frozen scale of zero would shut its block off for good.
+        weight_init = 0.0 if zero_scale else 1.0
+        self.norm = (
+            BatchNorm(out_channels, weight_init=weight_init) if norm == "batch" else FrozenBatchNorm(out_channels)
+        )
 
     def __call__(
         self, x: Float[Array, "b h w i"], state: eqx.nn.State, *, train: bool
@@ -61,6 +72,8 @@ class ResidualBlock(eqx.Module):
         *,
         shortcut: Shortcut,
         zero_scale: bool,
+        norm: Norm = "batch",
+        dilation: int = 1,
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, len(widths) + 1)
@@ -68,7 +81,14 @@ class ResidualBlock(eqx.Module):
         last = len(widths) - 1
         self.convs = tuple(
             ConvNorm(
-                inputs[i], widths[i], kernels[i], stride=strides[i], zero_scale=zero_scale and i == last, key=keys[i]
+                inputs[i],
+                widths[i],
+                kernels[i],
+                stride=strides[i],
+                dilation=dilation if kernels[i] > 1 else 1,
+                norm=norm,
+                zero_scale=zero_scale and i == last,
+                key=keys[i],
             )
             for i in range(len(widths))
         )
@@ -76,7 +96,9 @@ class ResidualBlock(eqx.Module):
         self.out_channels = widths[-1]
         changes = in_channels != widths[-1] or self.stride > 1
         project = changes and shortcut == "projection"
-        self.projection = ConvNorm(in_channels, widths[-1], 1, stride=self.stride, key=keys[-1]) if project else None
+        self.projection = (
+            ConvNorm(in_channels, widths[-1], 1, stride=self.stride, norm=norm, key=keys[-1]) if project else None
+        )
 
     def __call__(
         self, x: Float[Array, "b h w i"], state: eqx.nn.State, *, train: bool
@@ -157,35 +179,69 @@ DEPTHS = {
 }
 
 
-def resnet(depth: int, *, in_channels: int = 3, zero_scale: bool = True, key: PRNGKeyArray) -> ResNet:
+def resnet(
+    depth: int,
+    *,
+    in_channels: int = 3,
+    zero_scale: bool = True,
+    norm: Norm = "batch",
+    dilate_last: bool = False,
+    key: PRNGKeyArray,
+) -> ResNet:
     """ResNet v1.5 of ``depth`` 18, 34, 50, 101 or 152.
 
     ``zero_scale`` starts each block's last batch norm at zero (Goyal et al. 2017), so that the block
-    starts as its shortcut.
+    starts as its shortcut. ``norm="frozen"`` fixes all batch norms, scale and shift too, as detectors do.
+    ``dilate_last`` is DETR's and Faster R-CNN's DC5: the last stage keeps the stride 16, and the 3x3 convolutions of
+    all its blocks but the first have dilation 2, as ``replace_stride_with_dilation`` of torchvision.
+
+    Raises ValueError for another depth or norm, and for a dilated ResNet without bottlenecks, which torchvision
+    does not have either.
     """
     if depth not in DEPTHS:
         raise ValueError(f"a ResNet of depth {depth} does not exist; choose from {', '.join(map(str, DEPTHS))}")
     blocks, bottleneck = DEPTHS[depth]
+    if dilate_last and not bottleneck:
+        raise ValueError(f"dilate_last needs a ResNet of bottlenecks (50, 101, 152), got depth {depth}")
     keys = iter(jax.random.split(key, sum(blocks) + 1))
-    stem = ConvNorm(in_channels, 64, 7, stride=2, key=next(keys))
+    stem = ConvNorm(in_channels, 64, 7, stride=2, norm=norm, key=next(keys))
     stages, channels = [], 64
     for i, count in enumerate(blocks):
         width, stage = 64 * 2**i, []
         for j in range(count):
-            stride = 2 if i and not j else 1
-            stage.append(_imagenet_block(channels, width, stride, bottleneck, zero_scale, next(keys)))
+            dilated = dilate_last and i == len(blocks) - 1
+            stride = 2 if i and not j and not dilated else 1
+            dilation = 2 if dilated and j else 1
+            stage.append(_imagenet_block(channels, width, stride, bottleneck, zero_scale, norm, dilation, next(keys)))
             channels = stage[-1].out_channels
         stages.append(tuple(stage))
     return ResNet(stem, tuple(stages), pool_stem=True, in_channels=in_channels)
 
 
 def _imagenet_block(
-    in_channels: int, width: int, stride: int, bottleneck: bool, zero_scale: bool, key: PRNGKeyArray
+    in_channels: int,
+    width: int,
+    stride: int,
+    bottleneck: bool,
+    zero_scale: bool,
+    norm: Norm,
+    dilation: int,
+    key: PRNGKeyArray,
 ) -> ResidualBlock:
     widths = (width, width, 4 * width) if bottleneck else (width, width)
     kernels = (1, 3, 1) if bottleneck else (3, 3)
     strides = (1, stride, 1) if bottleneck else (stride, 1)
-    return ResidualBlock(in_channels, widths, kernels, strides, shortcut="projection", zero_scale=zero_scale, key=key)
+    return ResidualBlock(
+        in_channels,
+        widths,
+        kernels,
+        strides,
+        shortcut="projection",
+        zero_scale=zero_scale,
+        norm=norm,
+        dilation=dilation,
+        key=key,
+    )
 
 
 def resnet_cifar(depth: int, *, in_channels: int = 3, key: PRNGKeyArray) -> ResNet:

@@ -1,4 +1,4 @@
-"""``eqvision data check PATH``: find corrupt images."""
+"""``eqvision data check PATH``: find corrupt images. ``eqvision data convert SOURCE OUT.json``: boxes as COCO JSON."""
 
 import os
 from dataclasses import dataclass
@@ -29,13 +29,43 @@ class CheckOptions:
     """Images with a shorter side than this, in pixels, are bad too: most are placeholders of web pages."""
 
 
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Write a detection data set in Pascal VOC or YOLO format as COCO JSON, which training and evaluation read.
+
+    Classes are numbered in the order of their names (VOC) or as in the data set (YOLO); convert every split with the
+    same classes. VOC's difficult objects become crowd ones: ignored in training and evaluation."""
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
+    """VOC: folder with Annotations/*.xml, or with the XML files. YOLO: data.yaml, or folder of images and labels."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT.json")]
+    """File to write; the image paths in it are relative to its folder."""
+    kind: Literal["voc", "yolo"] | None = None
+    """Format; default is to tell from the files."""
+    split: str | None = None
+    """VOC: a list in ImageSets/Main. YOLO: train, val or test of data.yaml, or a folder. Default is everything."""
+    images: Path | None = None
+    """Folder of the images, where it is another than usual."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes in order, in place of those of the data set."""
+    coordinates: Literal["one-based", "edges"] = "one-based"
+    """What VOC boxes mean: numbers of the first and last pixel counted from 1 (VOC's own), or edges from 0."""
+    force: bool = False
+    """Replace OUT.json where it exists."""
+
+
 def run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: eqvision data check PATH [options]; eqvision data check --help explains them")
+        print("usage: eqvision data check PATH [options]; eqvision data convert SOURCE OUT.json [options]")
+        print("Each explains its options with --help.")
         return
-    if arguments[0] != "check":
-        fail(unknown("data command", arguments[0], ["check"]))
-    options = parse(CheckOptions, arguments[1:], "eqvision data check")
+    if arguments[0] not in _COMMANDS:
+        fail(unknown("data command", arguments[0], list(_COMMANDS)))
+    _COMMANDS[arguments[0]](arguments[1:])
+
+
+def _check(arguments: list[str]) -> None:
+    options = parse(CheckOptions, arguments, "eqvision data check")
     from eqvision.data.check import check_data, table, write_report
     from eqvision.data.kinds import guess_kind
 
@@ -52,3 +82,26 @@ def run(arguments: list[str]) -> None:
     if report.num_bad:
         print(f"train without the bad images: --data.exclude {files[0]}")
         raise SystemExit(1)
+
+
+def _convert(arguments: list[str]) -> None:
+    options = parse(ConvertOptions, arguments, "eqvision data convert")
+    from eqvision.data.detection.convert import convert_to_coco
+
+    done = convert_to_coco(
+        options.source,
+        options.out,
+        kind=options.kind,
+        split=options.split,
+        images=options.images,
+        class_names=options.class_names,
+        coordinates=options.coordinates,
+        force=options.force,
+    )
+    ignored = f" ({done.num_crowd} difficult, ignored)" if done.num_crowd else ""
+    print(f"{done.kind}: {done.num_images} images, {done.num_objects} objects{ignored}")
+    print(f"{len(done.class_names)} classes: {', '.join(done.class_names)}")
+    print(f"written: {done.file}")
+
+
+_COMMANDS = {"check": _check, "convert": _convert}

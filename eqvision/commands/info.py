@@ -17,8 +17,8 @@ class InfoOptions:
     """Name in the zoo."""
     image_size: int = 224
     """Height and width in pixels."""
-    num_classes: int = 1000
-    """Outputs of the head."""
+    num_classes: int | None = None
+    """Classes; None takes 1000, or a detector's own."""
     in_channels: int = 3
     """Channels of the images."""
 

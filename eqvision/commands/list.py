@@ -1,7 +1,7 @@
 """``eqvision list [PATTERN]``: names of models, or their published weights."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,15 +16,18 @@ class ListOptions:
     """Shell pattern, quoted: 'vit*'."""
     pretrained: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """A table of published weights; the first of each model is what --weights and eqvision.load take by default."""
+    kind: Literal["classifier", "detector"] = "classifier"
+    """Which models."""
 
 
 def run(arguments: list[str]) -> None:
     options = parse(ListOptions, arguments, "eqvision list")
-    from eqvision.zoo import MODELS, list_models
+    from eqvision.zoo import list_models
 
-    names = list_models(options.pattern)
+    names = list_models(options.pattern, kind=options.kind)
     if not names:
-        fail(unknown("model", options.pattern, list(MODELS)))
+        what = "model" if options.kind == "classifier" else options.kind
+        fail(unknown(what, options.pattern, list_models(kind=options.kind)))
     print(_table(options.pattern) if options.pretrained else "\n".join(names))
 
 

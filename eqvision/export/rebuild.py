@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqvision.classifiers import Classifier
 from eqvision.pretrained.leaf_names import named_arrays, with_leaves
 from eqvision.zoo import builder
 
@@ -22,7 +21,7 @@ def rebuild(
     image_size: tuple[int, int],
     in_channels: int,
     options: Mapping[str, Any],
-) -> tuple[Classifier, eqx.nn.State]:
+) -> tuple[Any, eqx.nn.State]:
     """The zoo's model ``name`` with these tensors; ValueError with the first differences unless they are its."""
     try:
         build = eqx.nn.make_with_state(builder(name, options))

@@ -3,13 +3,20 @@
 from eqvision.heads.classification import AttentionPool, DistilledHead, MapHead, TokenHead, TokenPool, zeros
 from eqvision.heads.norm_pool import NormPoolHead
 from eqvision.heads.normed_map import NormedMapHead
+from eqvision.heads.per_layer import PerLayerHead
+from eqvision.heads.set_prediction import BoxMLP, MaskInputs, PanopticMaskHead, SetPredictionHead
 
 __all__ = [
     "AttentionPool",
+    "BoxMLP",
     "DistilledHead",
     "MapHead",
+    "MaskInputs",
     "NormPoolHead",
     "NormedMapHead",
+    "PanopticMaskHead",
+    "PerLayerHead",
+    "SetPredictionHead",
     "TokenHead",
     "TokenPool",
     "zeros",

@@ -3,6 +3,9 @@
 from eqvision.layers.attention import Attention, Implementation, attention
 from eqvision.layers.batch_norm import BatchNorm, FrozenBatchNorm, batch_norm
 from eqvision.layers.conv import Conv, EpsOn, Padding, StandardizedConv, average_pool, convolve, max_pool
+from eqvision.layers.deformable_attention import DeformableAttention
+from eqvision.layers.deformable_transformer import DeformableDecoder, DeformableEncoder
+from eqvision.layers.detr_transformer import DETRDecoder, DETRDecoderLayer, DETREncoder, DETREncoderLayer
 from eqvision.layers.drop import LayerScale, MissingKeyError, drop_path, dropout, fold, require_key
 from eqvision.layers.init import he_normal_fan_out, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from eqvision.layers.linear import Initializer, Linear
@@ -18,6 +21,8 @@ from eqvision.layers.position import (
     sincos_2d,
     sincos_3d,
 )
+from eqvision.layers.sine_position import sine_position, size_mask
+from eqvision.layers.torch_init import torch_conv, torch_linear
 from eqvision.layers.transformer import MLPKind, Remat, TransformerBlock, TransformerStack, rematerialised
 
 __all__ = [
@@ -26,6 +31,13 @@ __all__ = [
     "Attention",
     "BatchNorm",
     "Conv",
+    "DETRDecoder",
+    "DETRDecoderLayer",
+    "DETREncoder",
+    "DETREncoderLayer",
+    "DeformableAttention",
+    "DeformableDecoder",
+    "DeformableEncoder",
     "EpsOn",
     "FrozenBatchNorm",
     "GatedMLP",
@@ -67,6 +79,10 @@ __all__ = [
     "sincos_1d",
     "sincos_2d",
     "sincos_3d",
+    "sine_position",
+    "size_mask",
+    "torch_conv",
+    "torch_linear",
     "truncated_normal",
     "uniform",
     "xavier_uniform",

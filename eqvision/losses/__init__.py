@@ -4,6 +4,7 @@ A training step takes ``weighted_mean(softmax_cross_entropy(logits, labels), wei
 then one division by the global sum of weights. Weight 0 marks padding and changes nothing.
 """
 
+from eqvision.losses.boxes import box_giou, box_l1
 from eqvision.losses.classification import (
     label_rows,
     sigmoid_cross_entropy,
@@ -12,21 +13,44 @@ from eqvision.losses.classification import (
     softmax_focal,
 )
 from eqvision.losses.distillation import logit_distillation, token_distillation
+from eqvision.losses.masks import mask_dice, mask_focal
+from eqvision.losses.matching_cost import box_cost, focal_cost, softmax_cost
 from eqvision.losses.reduce import mask_rows, weighted_mean, weighted_sums
 from eqvision.losses.regression import absolute_error, huber, smooth_l1, squared_error
+from eqvision.losses.set_prediction import (
+    DEFORMABLE_DETR_LOSS,
+    DETR_LOSS,
+    Counts,
+    SetPredictionConfig,
+    detr_loss,
+    target_counts,
+)
 
 __all__ = [
+    "DEFORMABLE_DETR_LOSS",
+    "DETR_LOSS",
+    "Counts",
+    "SetPredictionConfig",
     "absolute_error",
+    "box_cost",
+    "box_giou",
+    "box_l1",
+    "detr_loss",
+    "focal_cost",
     "huber",
     "label_rows",
     "logit_distillation",
+    "mask_dice",
+    "mask_focal",
     "mask_rows",
     "sigmoid_cross_entropy",
     "sigmoid_focal",
     "smooth_l1",
+    "softmax_cost",
     "softmax_cross_entropy",
     "softmax_focal",
     "squared_error",
+    "target_counts",
     "token_distillation",
     "weighted_mean",
     "weighted_sums",

@@ -19,8 +19,9 @@ Weight 0 marks padding and adds nothing, whatever the row holds. Counts are exac
 float32 stops counting in ones. A metric over no examples is NaN, not 0.
 
 Host metrics. ``MeanAveragePrecision`` needs all scores at once and holds them in numpy: ``update(logits,
-labels, weights)`` per batch, ``merge(other)``, ``compute()``. The function ``compute`` takes host and device
-metrics alike.
+labels, weights)`` per batch, ``merge(other)``, ``compute()``. So do ``CocoMetric``, which gathers objects and
+detections image by image for the figures of COCO and LVIS, and ``PanopticQuality``, which keeps sums for each class.
+The function ``compute`` takes host and device metrics alike.
 """
 
 from eqvision.metrics.average_precision import MeanAveragePrecision, average_precision
@@ -33,25 +34,35 @@ from eqvision.metrics.classification import (
     precision_at_k,
     recall,
 )
+from eqvision.metrics.coco import CocoMetric, frequency_groups
+from eqvision.metrics.coco_figures import CocoResult
+from eqvision.metrics.panoptic import PanopticQuality, Segment, ids_to_rgb, rgb_to_ids
 from eqvision.metrics.regression import mean_absolute_error, mean_squared_error
 from eqvision.metrics.sums import Mean, Metric, all_reduce, compute, merge, zeros_like
 
 __all__ = [
     "CalibrationError",
+    "CocoMetric",
+    "CocoResult",
     "ConfusionMatrix",
     "Mean",
     "MeanAveragePrecision",
     "Metric",
+    "PanopticQuality",
+    "Segment",
     "accuracy",
     "all_reduce",
     "average_precision",
     "calibration_error",
     "compute",
     "confusion_matrix",
+    "frequency_groups",
+    "ids_to_rgb",
     "mean_absolute_error",
     "mean_squared_error",
     "merge",
     "precision_at_k",
     "recall",
+    "rgb_to_ids",
     "zeros_like",
 ]

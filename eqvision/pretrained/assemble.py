@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from eqvision.classifiers import Classifier
+from eqvision.models import Model
 from eqvision.pretrained.adapt import adapt_channels, check_types
 from eqvision.pretrained.errors import WeightsError, listed
 from eqvision.pretrained.layout import Layout
@@ -21,7 +21,7 @@ from eqvision.pretrained.rules import Rule, Tensors, load_rule
 log = logging.getLogger("eqvision.pretrained")
 
 # What ``zoo.builder`` gives: keyword arguments num_classes, image_size, in_channels (each with a default) and key.
-Build = Callable[..., Classifier]
+Build = Callable[..., Model]
 
 
 class Sizes(NamedTuple):
@@ -34,7 +34,7 @@ class Sizes(NamedTuple):
 
 def assemble(
     build: Build, tensors: Tensors, layout: Layout, wanted: Sizes, *, where: str, key: PRNGKeyArray
-) -> tuple[Classifier, eqx.nn.State]:
+) -> tuple[Model, eqx.nn.State]:
     """The model that ``build`` gives, with the file's numbers in the sizes that are wanted.
 
     ``where`` is the file, for messages. Raises WeightsError with the first names where a leaf has no tensor, a
@@ -42,6 +42,7 @@ def assemble(
     resampled as the original does, and a first convolution for other channels is adapted; each is logged.
     """
     model, state = _abstract(build, Sizes())
+    tensors = tensors if layout.prepare is None else layout.prepare(model, tensors, where)
     rules = layout.rules(model)
     absent = _absent_head(rules, tensors, layout, wanted, where)
     rules = tuple(rule for rule in rules if not absent.intersection(rule.their_names))
@@ -57,7 +58,7 @@ def assemble(
     return with_leaves(model, state, {name: jnp.asarray(leaf, expected[name].dtype) for name, leaf in leaves.items()})
 
 
-def _abstract(build: Build, sizes: Sizes) -> tuple[Classifier, eqx.nn.State]:
+def _abstract(build: Build, sizes: Sizes) -> tuple[Model, eqx.nn.State]:
     """Shapes of the model and its state; nothing is allocated."""
     given = {name: value for name, value in sizes._asdict().items() if value is not None}
     return eqx.filter_eval_shape(lambda: eqx.nn.make_with_state(build)(**given, key=jax.random.key(0)))
@@ -108,9 +109,9 @@ def _read(rules: tuple[Rule, ...], tensors: Tensors, layout: Layout, where: str)
     return leaves
 
 
-def _sizes(model: Classifier, leaves: Mapping[str, np.ndarray], layout: Layout, wanted: Sizes, headless: bool) -> Sizes:
+def _sizes(model: Model, leaves: Mapping[str, np.ndarray], layout: Layout, wanted: Sizes, headless: bool) -> Sizes:
     """The wish, and where nothing is wished, the file."""
-    classes = wanted.num_classes if headless else wanted.num_classes or len(leaves[layout.classes])
+    classes = wanted.num_classes if headless else wanted.num_classes or layout.class_count(leaves)
     image_size = wanted.image_size
     if image_size is None and layout.positions in leaves:
         rows, columns = leaves[layout.positions].shape[:2]
@@ -124,15 +125,15 @@ def _adapted(
     leaves: dict[str, np.ndarray],
     expected: Mapping[str, Any],
     layout: Layout,
-    model: Classifier,
+    model: Model,
     sizes: Sizes,
     where: str,
 ) -> dict[str, np.ndarray]:
     """Another number of channels, another grid, and no head where the number of classes is another."""
     leaves = dict(leaves)
     last = layout.classes.rsplit(".", 1)[0]
-    if layout.classes in leaves and len(leaves[layout.classes]) != sizes.num_classes:
-        log.info("%s: the layer for %d classes is dropped", where, len(leaves[layout.classes]))
+    if layout.classes in leaves and layout.class_count(leaves) != sizes.num_classes:
+        log.info("%s: the layer for %d classes is dropped", where, layout.class_count(leaves))
         leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith(last)}
     kernel = leaves.get(layout.first_conv)  # None: eqvision's own file of a model that has none
     if kernel is not None and sizes.in_channels is not None and kernel.shape[2] != sizes.in_channels:
@@ -162,7 +163,7 @@ def _other_windows(
 
 
 def _fresh(
-    model: Classifier,
+    model: Model,
     state: eqx.nn.State,
     leaves: Mapping[str, np.ndarray],
     layout: Layout,
@@ -176,7 +177,7 @@ def _fresh(
     if not names:
         return {}
     log.info("%s: fresh values for %s", where, ", ".join(names))
-    head = model.head.reset(expected[layout.classes].shape[0], key=key)
+    head = model.head.reset(layout.class_count(expected), key=key)
     values = named_arrays(eqx.tree_at(lambda m: m.head, model, head), state)
     return {name: values[name] for name in names}
 

@@ -9,17 +9,17 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from eqvision.classifiers import Classifier
+from eqvision.models import Model
 from eqvision.names import nearest
 from eqvision.pretrained.errors import WeightsError
 from eqvision.pretrained.layout import Layout
 from eqvision.pretrained.layouts import LAYOUTS
 from eqvision.pretrained.leaf_names import named_arrays
 from eqvision.pretrained.load import layout_options
-from eqvision.zoo import MODELS
+from eqvision.zoo import row_of
 
 
-def target_layout(model: Classifier, state: eqx.nn.State, to: str, source: str | None = None) -> Layout:
+def target_layout(model: Model, state: eqx.nn.State, to: str, source: str | None = None) -> Layout:
     """The layout called ``to``, or the one of the origin ``to`` (timm, hf, torchvision, google ...) for the model.
 
     Of several, the layout ``source``, which the weights are from, comes first. Raises UnknownNameError for a word
@@ -28,7 +28,7 @@ def target_layout(model: Classifier, state: eqx.nn.State, to: str, source: str |
     possible = [each for each in LAYOUTS.values() if holds(each, model, state)]
     if to in LAYOUTS:
         wanted = LAYOUTS[to]
-        if wanted in possible or (wanted.fits(model) and _same_leaves(wanted, model, state)):
+        if wanted in possible or (wanted.describes(model) and _same_leaves(wanted, model, state)):
             return wanted
         raise _impossible(to, possible)
     if to not in origins():
@@ -39,14 +39,14 @@ def target_layout(model: Classifier, state: eqx.nn.State, to: str, source: str |
     return next((each for each in found if each.name == source), found[0])
 
 
-def holds(layout: Layout, model: Classifier, state: eqx.nn.State) -> bool:
+def holds(layout: Layout, model: Model, state: eqx.nn.State) -> bool:
     """Whether the layout has names for all leaves of the model and no others, and would be recognised by them."""
-    if not layout.fits(model) or not _same_leaves(layout, model, state):
+    if not layout.describes(model) or not _same_leaves(layout, model, state):
         return False
     return layout.recognises([name for rule in layout.rules(model) for name in rule.their_names])
 
 
-def _same_leaves(layout: Layout, model: Classifier, state: eqx.nn.State) -> bool:
+def _same_leaves(layout: Layout, model: Model, state: eqx.nn.State) -> bool:
     known = {name for rule in layout.rules(model) for name in rule.our_names}
     return known == set(named_arrays(model, state))
 
@@ -72,7 +72,7 @@ def _origins(layout: Layout) -> set[str]:
 
 def builder_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments that the zoo's builder of ``name`` is called with: the row's and these."""
-    row = inspect.signature(MODELS[name]).parameters
+    row = inspect.signature(row_of(name)).parameters
     return {parameter: value.default for parameter, value in row.items()} | dict(options)
 
 

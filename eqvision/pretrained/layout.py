@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from eqvision.classifiers import Classifier
+from eqvision.models import Model
 from eqvision.pretrained.rules import Rule
 
 # (positions (h, w, d), new (h, w)) -> positions on the new grid
@@ -26,9 +27,9 @@ class Layout:
     name: str
     source: str
     """Whose files these are, for messages and tables: 'timm VisionTransformer'."""
-    fits: Callable[[Classifier], bool]
-    """Whether a model is of the family that the layout describes."""
-    rules: Callable[[Classifier], tuple[Rule, ...]]
+    fits: Callable[[Any], bool]
+    """Whether a model of class ``kind`` is of the family that the layout describes."""
+    rules: Callable[[Any], tuple[Rule, ...]]
     marks: tuple[str, ...]
     unlike: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -37,8 +38,10 @@ class Layout:
     """Arguments of the zoo's builder that differ from the row's: what the original computes otherwise (eps, GELU)."""
     from_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     """More such arguments from the ``config.json`` beside the file, where there is one."""
-    check: Callable[[Classifier, Mapping[str, Any]], None] | None = None
+    check: Callable[[Any, Mapping[str, Any]], None] | None = None
     """Raises WeightsError where ``config.json`` tells of another model of the same shapes: of other heads."""
+    prepare: Callable[[Any, Mapping[str, np.ndarray], str], Mapping[str, np.ndarray]] | None = None
+    """(model, tensors, file) -> the tensors by the rules' names, where files have several names for one tensor."""
     resample: Resample | None = None
     """How the original brings position embeddings to another grid; None for layouts without them."""
     positions: str = "backbone.position.weight"
@@ -50,7 +53,19 @@ class Layout:
     first_conv: str = "backbone.patch_embed.weight"
     """The leaf whose inputs are the channels of the image."""
     classes: str = "head.linear.bias"
-    """The leaf whose length is the number of classes."""
+    """The leaf whose last axis is the number of classes."""
+    no_object: int = 0
+    """How many of its outputs stand for no class: 1 in DETR."""
+    kind: type = Classifier
+    """The class of the models."""
+
+    def describes(self, model: Model) -> bool:
+        """Whether the layout is one of this model's."""
+        return isinstance(model, self.kind) and self.fits(model)
+
+    def class_count(self, leaves: Mapping[str, Any]) -> int:
+        """The number of classes that leaves by our names, arrays or shapes, are for."""
+        return leaves[self.classes].shape[-1] - self.no_object
 
     def recognises(self, names: Collection[str]) -> bool:
         """Whether a file with these tensors is of this layout."""

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from eqvision.classifiers import Classifier
 from eqvision.layers import Implementation, Remat
 from eqvision.names import nearest
 from eqvision.pretrained.assemble import Sizes, assemble
@@ -38,7 +37,7 @@ def load(
     unroll: int | None = None,
     attention: Implementation | None = None,
     key: PRNGKeyArray | None = None,
-) -> tuple[Classifier, eqx.nn.State]:
+) -> tuple[Any, eqx.nn.State]:
     """The zoo's model ``name`` with published weights, and its state.
 
     ``source`` is a file, a folder, ``hf:organisation/repository``, a URL, the tag of a card (``eqvision info NAME``
@@ -61,7 +60,7 @@ def load(
 class Loaded(NamedTuple):
     """A model with published weights, and what was found out about their file."""
 
-    model: Classifier
+    model: Any  # a Model; of which class, the name says
     state: eqx.nn.State
     layout: Layout
     options: dict[str, Any]
@@ -115,7 +114,7 @@ def _own(
         wanted.in_channels or card.in_channels,
     )
     model = eqx.filter_eval_shape(lambda: builder(name, {})(key=jax.random.key(0)))
-    family = next((each for each in LAYOUTS.values() if each is not layout and each.fits(model)), None)
+    family = next((each for each in LAYOUTS.values() if each is not layout and each.describes(model)), None)
     return (layout if family is None else own.like(layout, family)), sizes, dict(card.options)
 
 
@@ -136,7 +135,7 @@ def choose_layout(name: str, names: Collection[str], layout: str | None, *, wher
         return LAYOUTS[layout]
     recognised = [each for each in LAYOUTS.values() if each.recognises(names)]
     model = eqx.filter_eval_shape(lambda: builder(name, {})(key=jax.random.key(0)))
-    fitting = [each for each in recognised if each.fits(model)]
+    fitting = [each for each in recognised if each.describes(model)]
     if len(fitting) == 1:
         return fitting[0]
     first = listed(names)
@@ -146,7 +145,7 @@ def choose_layout(name: str, names: Collection[str], layout: str | None, *, wher
     if recognised:
         others = ", ".join(f"{each.name} ({each.source})" for each in recognised)
         raise WeightsError(f"{where} is of layout {others}, which {name} is not a model of; it holds:{first}")
-    near = sorted((each for each in LAYOUTS.values() if each.fits(model)), key=lambda each: -each.found(names))[:3]
+    near = sorted((each for each in LAYOUTS.values() if each.describes(model)), key=lambda each: -each.found(names))[:3]
     raise WeightsError(
         f"{where} is of no known layout for {name}; nearest: "
         f"{', '.join(f'{each.name} ({each.source})' for each in near) or 'none for this family'}; it holds:{first}"

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqvision.classifiers import Classifier
 from eqvision.layers import resample_grid
+from eqvision.models import Model
 from eqvision.pretrained.layout import Layout
 from eqvision.pretrained.rules import Rule
 
 
-def rules(model: Classifier) -> tuple[Rule, ...]:
+def rules(model: Model) -> tuple[Rule, ...]:
     found = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda x: isinstance(x, eqx.nn.StateIndex))
     names = []
     for path, leaf in found:
@@ -43,6 +43,7 @@ def like(layout: Layout, family: Layout) -> Layout:
         classes=family.classes,
         tables=family.tables,
         resample_tables=family.resample_tables,
+        no_object=family.no_object,
     )
 
 
@@ -50,6 +51,7 @@ LAYOUT = Layout(
     name="eqvision",
     source="eqvision's own names",
     fits=lambda model: True,
+    kind=object,
     rules=rules,
     marks=("backbone.*", "head.*"),
     resample=resample,

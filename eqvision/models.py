@@ -1,0 +1,21 @@
+"""What all models of the zoo have in common, classifiers and detectors."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+from jaxtyping import PRNGKeyArray
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What the zoo builds: a pytree of arrays. Published weights are loaded into it and saved from it.
+
+    ``head`` has ``reset(num_classes, *, key)``, which gives the head for another number of classes.
+    """
+
+    backbone: Any
+    head: Any
+
+    def __call__(
+        self, inputs: Any, state: eqx.nn.State, /, *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> tuple[Any, eqx.nn.State]: ...
