@@ -158,6 +158,18 @@ DETECTORS: dict[str, Callable[..., Model]] = {
     "detr_r101_dc5": partial(detr, 101, dc5=True),
     # 250: things and stuff of COCO by their ids, as facebookresearch/detr has them
     "detr_r50_panoptic": partial(detr, 50, masks=True, num_classes=250),
+    # for small images, from scratch
+    "deformable_detr_small": partial(
+        deformable_detr,
+        18,
+        norm="batch",
+        num_queries=30,
+        width=128,
+        mlp_dim=256,
+        num_levels=3,
+        encoder_depth=2,
+        decoder_depth=3,
+    ),
     "deformable_detr_r50": partial(deformable_detr, 50),
     "deformable_detr_r50_refine": partial(deformable_detr, 50, refine=True),
     "deformable_detr_r50_two_stage": partial(deformable_detr, 50, refine=True, two_stage=True),

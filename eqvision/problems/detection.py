@@ -185,7 +185,7 @@ class DetectionEvaluator:
         for row, index in enumerate(indices.tolist()):
             if index < 0:
                 continue
-            truth = source.annotations(index)
+            truth = source.truth(index)
             coco.add_truth(index, truth.boxes, truth.labels, area=truth.area, crowd=truth.iscrowd)
             coco.add_detections(index, rows.boxes[row], rows.scores[row], rows.labels[row])
             if index in wanted:

@@ -32,7 +32,7 @@ def write_detection_report(folder: RunFolder, rows: list[Row], evaluation: Any, 
 def _pair(source: Any, sample: Any) -> Any:
     from eqvision.detection_pictures import DrawnObjects, Pair, confident
 
-    truth, found = source.annotations(sample.index), sample.found
+    truth, found = source.truth(sample.index), sample.found
     drawn = confident(DrawnObjects(found.boxes, found.labels, found.scores), 0.4)
     image = np.asarray(source[sample.index].image)
     return Pair(image, drawn, DrawnObjects(truth.boxes, truth.labels), source.describe(sample.index))
