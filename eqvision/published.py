@@ -19,6 +19,7 @@ from eqvision.pretrained.preprocess import Found, known_class_names, known_prepr
 from eqvision.recipes import DataConfig, ModelConfig, TaskConfig, TrainConfig
 from eqvision.run_folder import RunFolder
 from eqvision.setup import load_source
+from eqvision.zoo import require_classifier
 
 TaskKind = Literal["single_label", "multi_label", "regression"]
 
@@ -69,6 +70,7 @@ def read_published(
     own_size: bool = False,
 ) -> Published:
     """``load_published``, with what was found out. ``own_size`` leaves positions as they are in the file."""
+    require_classifier(name)
     location = locate(name, source)
     known = _known(name, source, location.path)
     size = image_size or (known.found.preprocessing.size if known.found and not own_size else None)

@@ -8,7 +8,7 @@ import jax
 from eqvision.classifiers import Classifier
 from eqvision.data import Mixture, Source, check_labels, digits, exclude, load_arrays, open_source, read_bad_files
 from eqvision.recipes import TrainConfig
-from eqvision.zoo import create
+from eqvision.zoo import create, require_classifier
 
 
 def load_source(
@@ -92,6 +92,7 @@ def check_targets(config: TrainConfig, source: Source, num_classes: int) -> None
 def build_model(config: TrainConfig, num_classes: int) -> tuple[Classifier, eqx.nn.State]:
     """The model of a run as it is before step 0."""
     model = config.model
+    require_classifier(model.name)
     return create(
         model.name,
         num_classes=num_classes,

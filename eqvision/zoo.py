@@ -234,6 +234,15 @@ def row_of(name: str) -> Callable[..., Model]:
     raise nearest(name, [*MODELS, *DETECTORS], "model")
 
 
+def require_classifier(name: str) -> None:
+    """Raise ValueError for a detector, where only classifiers are of use; unknown names are for ``builder``."""
+    if name in DETECTORS:
+        raise ValueError(
+            f"model {name!r} is a detector, and this takes image classifiers (eqvision list); "
+            "docs/detection.md says what there is for detectors"
+        )
+
+
 def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     """The builder of a zoo name with other ``options`` than its row's, called as ``build`` below.
 

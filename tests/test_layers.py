@@ -17,6 +17,13 @@ from eqvision.layers import (
     Attention,
     BatchNorm,
     Conv,
+    DeformableAttention,
+    DeformableDecoder,
+    DeformableEncoder,
+    DETRDecoder,
+    DETRDecoderLayer,
+    DETREncoder,
+    DETREncoderLayer,
     FrozenBatchNorm,
     GatedMLP,
     GroupNorm,
@@ -73,10 +80,28 @@ TABLES = {
     "SinCos2D": (lambda key: SinCos2D(8), (4, 6)),
 }
 
+# What they compute is tested with their detectors.
+DETECTOR_LAYERS = {
+    "DETREncoderLayer": lambda key: DETREncoderLayer(8, 2, 16, key=key),
+    "DETREncoder": lambda key: DETREncoder(2, 8, 2, 16, key=key),
+    "DETRDecoderLayer": lambda key: DETRDecoderLayer(8, 2, 16, key=key),
+    "DETRDecoder": lambda key: DETRDecoder(2, 8, 2, 16, key=key),
+    "DeformableAttention": lambda key: DeformableAttention(8, 2, key=key),
+    "DeformableEncoder": lambda key: DeformableEncoder(2, 8, 2, 16, key=key),
+    "DeformableDecoder": lambda key: DeformableDecoder(2, 8, 2, 16, refine=False, key=key),
+}
+
 
 def test_every_layer_of_the_package_is_in_these_tables():
     classes = {name for name, item in vars(layers).items() if inspect.isclass(item) and issubclass(item, eqx.Module)}
-    assert classes == {*LAYERS, *NORMS_WITH_STATE, *TABLES}
+    assert classes == {*LAYERS, *NORMS_WITH_STATE, *TABLES, *DETECTOR_LAYERS}
+
+
+@pytest.mark.parametrize("name", list(DETECTOR_LAYERS))
+def test_layer_of_detectors_is_arrays_only(name, key):
+    leaves = jax.tree.leaves(eqx.filter_eval_shape(DETECTOR_LAYERS[name], key))
+    assert leaves
+    assert {getattr(leaf, "dtype", None) for leaf in leaves} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize("name", list(LAYERS))

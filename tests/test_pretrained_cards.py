@@ -35,7 +35,7 @@ def abstract(name: str):
 def test_every_card_names_a_model_and_a_layout_that_describes_it():
     models = {name: abstract(name) for name in {card.name for card in CARDS}}
     for card in CARDS:
-        assert LAYOUTS[card.layout].fits(models[card.name]), f"{card.name} {card.tag}: {card.layout}"
+        assert LAYOUTS[card.layout].describes(models[card.name]), f"{card.name} {card.tag}: {card.layout}"
 
 
 def test_every_card_is_complete():

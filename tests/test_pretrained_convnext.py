@@ -317,7 +317,7 @@ def test_written_and_read_again(name, layout, tmp_path):
     """Exactly one layout recognises the file, and every leaf comes back as it was."""
     path, model, state = written(name, layout, tmp_path)
     tensors = to_layout(model, state, LAYOUTS[layout])
-    assert [each.name for each in LAYOUTS.values() if each.fits(model) and each.recognises(tensors)] == [layout]
+    assert [each.name for each in LAYOUTS.values() if each.describes(model) and each.recognises(tensors)] == [layout]
     again = named_arrays(*load(name, path))
     assert list(again) == list(named_arrays(model, state))
     assert all(np.array_equal(again[key], leaf) for key, leaf in named_arrays(model, state).items())

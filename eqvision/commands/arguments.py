@@ -74,9 +74,11 @@ def _with_file(config: "RunConfig", file: Path) -> "RunConfig":
 def is_model(source: Path) -> bool:
     """Whether the argument is a name of the zoo and no run folder. Exits with code 2 where it is neither: a path with
     one part that does not exist, which may be a misspelt name."""
-    from eqvision.zoo import MODELS
+    from eqvision.zoo import MODELS, require_classifier
 
     name = str(source)
+    if not source.exists():
+        require_classifier(name)
     if name in MODELS:
         return not (source / "config.yaml").exists()
     if not source.exists() and len(source.parts) == 1:

@@ -75,7 +75,7 @@ def _check_target(options: ExportOptions) -> None:
 
 def _model(options: ExportOptions) -> "ModelFile":
     from eqvision.export import model_of_run
-    from eqvision.zoo import MODELS
+    from eqvision.zoo import MODELS, require_classifier
 
     path = Path(options.source)
     if path.is_dir() and (options.source not in MODELS or (path / "config.yaml").exists()):
@@ -85,6 +85,7 @@ def _model(options: ExportOptions) -> "ModelFile":
         return _zoo(options)
     if "/" in options.source:
         raise FileNotFoundError(f"there is no run folder {path.absolute()}")
+    require_classifier(options.source)
     fail(f"{options.source} is no run folder, and {unknown('model', options.source, list(MODELS))}")
 
 

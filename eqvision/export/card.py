@@ -15,7 +15,7 @@ from eqvision.export.rebuild import rebuild
 from eqvision.pretrained.leaf_names import named_tensors
 from eqvision.recipes import DataConfig
 from eqvision.run_folder import versions
-from eqvision.zoo import create
+from eqvision.zoo import create, require_classifier
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def model_of_zoo(
     name: str, *, num_classes: int = 1000, image_size: int = 224, in_channels: int = 3, seed: int = 0
 ) -> ModelFile:
     """An untrained model of the zoo. Raises UnknownNameError, and ValueError for a size that the model cannot take."""
+    require_classifier(name)
     model, state = create(
         name, num_classes=num_classes, image_size=image_size, in_channels=in_channels, key=jax.random.key(seed)
     )

@@ -70,8 +70,7 @@ class AttentionMaps(eqx.Module):
         self, queries: Float[Array, "b q d"], memory: Float[Array, "b h w d"], mask: Bool[Array, "b h w"]
     ) -> Float[Array, "b q h w n"]:
         """Zero where ``mask`` is False; float32."""
-        split = lambda x: x.reshape(*x.shape[:-1], self.num_heads, -1)  # noqa: E731
-        query, key = split(self.query(queries)), split(self.key(memory))
+        query, key = (x.reshape(*x.shape[:-1], self.num_heads, -1) for x in (self.query(queries), self.key(memory)))
         scale = query.shape[-1] ** -0.5
         logits = jnp.einsum("bqnd,bhwnd->bqhwn", query * scale, key, preferred_element_type=jnp.float32)
         inside = mask[:, None, :, :, None]

@@ -264,8 +264,11 @@ def detr_attention(
 ) -> Attention:
     """Query, key and value start as one Xavier-uniform matrix (d, 3 d), which is how torch stores and draws them."""
     built = Attention(width, num_heads, dropout=dropout, implementation=implementation, key=key)
-    matrices = lambda each: (each.query.weight, each.key.weight, each.value.weight)  # noqa: E731
-    return eqx.tree_at(matrices, built, replace_fn=lambda weight: weight * math.sqrt(0.5))
+    return eqx.tree_at(
+        lambda each: (each.query.weight, each.key.weight, each.value.weight),
+        built,
+        replace_fn=lambda weight: weight * math.sqrt(0.5),
+    )
 
 
 def detr_mlp(width: int, mlp_dim: int, activation: Activation, dropout: float, *, key: PRNGKeyArray) -> MLP:
