@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -74,7 +74,7 @@ class Detection:
     def forward_macs(self) -> int:
         height, width = self.config.data.size
         images = jax.ShapeDtypeStruct((1, height, width, self.config.model.in_channels), jnp.float32)
-        inputs = PaddedImages(images, jax.ShapeDtypeStruct((1, 2), jnp.int32))
+        inputs = PaddedImages(cast(Array, images), cast(Array, jax.ShapeDtypeStruct((1, 2), jnp.int32)))
         model, stats = eqx.filter_eval_shape(self.build)
         return count(model, inputs, stats).macs
 

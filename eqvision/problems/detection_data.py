@@ -39,15 +39,16 @@ def load_detection(data: DetectionDataConfig, in_channels: int, split: str) -> A
 
 
 def train_plan(data: DetectionDataConfig) -> Plan:
-    canvas, options = one_canvas(*data.size), {"flip": data.flip, "color_jitter": data.color_jitter}
+    canvas, flip, jitter = one_canvas(*data.size), data.flip, data.color_jitter
     if data.transform == "detr":
-        return Plan(detr_train(scales=data.scales, longest=data.longest, **options), _buckets(data))
+        transform = detr_train(scales=data.scales, longest=data.longest, flip=flip, color_jitter=jitter)
+        return Plan(transform, _buckets(data))
     if data.transform == "lsj":
-        return Plan(large_scale_jitter(data.size, **options), canvas)
+        return Plan(large_scale_jitter(data.size, flip=flip, color_jitter=jitter), canvas)
     if data.transform == "crop":
         sides = (min(data.size) // 2, max(data.size))
-        return Plan(random_crop_train(data.size, crop=sides, **options), canvas)
-    return Plan(fixed_size_train(data.size, **options), canvas)
+        return Plan(random_crop_train(data.size, crop=sides, flip=flip, color_jitter=jitter), canvas)
+    return Plan(fixed_size_train(data.size, flip=flip, color_jitter=jitter), canvas)
 
 
 def eval_plan(data: DetectionDataConfig) -> Plan:
