@@ -15,7 +15,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 FLAX, TORCH = "flax", "torch"  # oracles of our own, in the library that is named
-Made = tuple[Path, np.ndarray]  # the file, and what the reference gives
+Made = tuple[Path, Any]  # the file, and what the reference gives: an array, or a detector's logits and boxes
+
+
+# Layouts whose rules are compared by name alone, in tests/test_pretrained_*detr.py: Scenic's DETR is in no package, and
+# the others differ from measured ones in the names of the backbone alone.
+NAMES_ONLY = ("facebook_detr_panoptic", "hf_deformable_detr", "hf_detr_panoptic", "scenic_detr")
 
 
 class Case(NamedTuple):
@@ -36,6 +41,8 @@ class Case(NamedTuple):
     """Our model takes images of one size, which has to be said."""
     scale: float = 1.0
     """Standard deviation of the images."""
+    detector: bool = False
+    """Logits and boxes of the last layer are compared."""
 
 
 def torch_outputs(module: Any, images: np.ndarray) -> np.ndarray:
@@ -68,9 +75,11 @@ def published(build: Callable[[], Any], folder: Path, images: np.ndarray) -> Mad
 
 
 def cases() -> list[Case]:
-    """Every layout but eqvision's own, once or more."""
+    """Every layout but eqvision's own and ``NAMES_ONLY``, once or more."""
+    from benchmarks.detector_references import detector_cases
+
     return [*_resnet(), *_bit(), *_timm_vit(), *_facebook_vit(), *_hf_vit(), *_flax_vit(), *_mixer_and_hybrid(),
-            *_convnext(), *_swin()]  # fmt: skip
+            *_convnext(), *_swin(), *detector_cases()]  # fmt: skip
 
 
 def _resnet() -> list[Case]:

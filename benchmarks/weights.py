@@ -53,32 +53,52 @@ def measure(case: Case) -> Row:
     """Raises WeightsError where the file does not load, AssertionError where its layout is not recognised."""
     from eqvision.pretrained.assemble import Sizes
     from eqvision.pretrained.load import read_model
-    from eqvision.zoo import MODELS
+    from eqvision.zoo import DETECTORS, MODELS
 
     images = case.scale * np.random.default_rng(1).normal(size=(2, *case.size, 3))
     images = images.astype(np.float32)
-    MODELS[NAME] = case.row
+    table, other = (DETECTORS, MODELS) if case.detector else (MODELS, DETECTORS)
+    table[NAME] = case.row
+    other.pop(NAME, None)
     with tempfile.TemporaryDirectory() as folder:
-        path, expected = case.make(Path(folder), images)
+        path, theirs = case.make(Path(folder), images)
         sizes = Sizes(CLASSES if case.headless else None, case.size if case.sized else None)
         loaded = read_model(NAME, path, sizes, layout=case.layout if case.given else None)
         assert loaded.layout.name == case.layout, f"{case.layout} was read as {loaded.layout.name}"
         counts = _counts(path, loaded)
-    # It runs once, so compiling it well would take longer than it gains.
-    quick = {"xla_backend_optimization_level": 0}
-    run = jax.jit(lambda m, s, x: m.pooled(x, s) if case.headless else m(x, s)[0], compiler_options=quick)
-    ours = np.asarray(run(loaded.model, loaded.state, images), np.float64)
-    difference = float(np.abs(ours - expected).max() / np.abs(expected).max())
-    what = "features" if case.headless else "logits"
+    difference = max(map(_difference, _ours(case, loaded, images), theirs if case.detector else (theirs,)))
+    what = "logits, boxes" if case.detector else "features" if case.headless else "logits"
     reference = f"{case.library} {version(case.library)}"
     return Row(case.layout, loaded.layout.source, reference, what, difference, *counts)
+
+
+def _ours(case: Case, loaded, images: np.ndarray) -> tuple:
+    """Logits, or features, or a detector's last logits and boxes."""
+    from eqvision.types import PaddedImages
+
+    def outputs(model, state, images):
+        if case.detector:
+            size = np.tile(np.array(images.shape[1:3], np.int32), (len(images), 1))
+            found = model(PaddedImages(images, jax.numpy.asarray(size)), state)[0]
+            return found.logits[-1], found.boxes_cxcywh[-1]
+        return (model.pooled(images, state) if case.headless else model(images, state)[0],)
+
+    # It runs once, so compiling it well would take longer than it gains.
+    run = jax.jit(outputs, compiler_options={"xla_backend_optimization_level": 0})
+    return run(loaded.model, loaded.state, images)
+
+
+def _difference(ours, theirs) -> float:
+    """The largest one over the largest value of the reference."""
+    return float(np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(theirs).max())
 
 
 def _counts(path: Path, loaded) -> tuple[int, int, int, int]:
     """Tensors read, ignored, unused and missing; those of a last layer that the file does not have are not missing."""
     from eqvision.pretrained.files import read_tensors
 
-    layout, names = loaded.layout, set(read_tensors(path))
+    layout, tensors = loaded.layout, read_tensors(path)
+    names = set(tensors if layout.prepare is None else layout.prepare(loaded.model, tensors, str(path)))
     last = layout.classes.rsplit(".", 1)[0]
     rules = layout.rules(loaded.model)
     wanted = {name for rule in rules for name in rule.their_names}

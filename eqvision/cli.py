@@ -10,7 +10,7 @@ USAGE = """usage: eqvision COMMAND ...
 
   train RECIPE [options]          train, or resume, a recipe; --help lists its options
   eval RUN_OR_MODEL [options]     evaluate a run or published weights: test split, linear probe, few-shot, kNN
-  predict RUN_OR_MODEL IMAGE...   label images and draw the labels on them
+  predict RUN_OR_MODEL IMAGE...   label images, or find objects in them, and draw the result
   replay RUN_FOLDER --step K      run one step of a run again and show what happened in it
   checkpoint inspect PATH         what a checkpoint holds, and whether it is undamaged
   export RUN_OR_MODEL [options]   write StableHLO or safetensors

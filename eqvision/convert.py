@@ -9,11 +9,17 @@ from eqvision.pretrained.cards import Preprocessing
 from eqvision.pretrained.convert import builder_options, computed_otherwise, target_layout, write_json, write_tensors
 from eqvision.pretrained.errors import WeightsError
 from eqvision.pretrained.hf_config import CONFIGS, hf_config, preprocessor_config
+from eqvision.pretrained.hf_detector_config import (
+    DETECTOR_CONFIGS,
+    detector_config,
+    detector_preprocessor_config,
+)
 from eqvision.pretrained.layout import Layout
 from eqvision.pretrained.layouts import own
 from eqvision.pretrained.save import to_layout
 from eqvision.published import read_published
 from eqvision.run_folder import versions
+from eqvision.zoo import DETECTORS
 
 HF_FILE = "model.safetensors"
 
@@ -78,6 +84,8 @@ def _read(source: str | Path, name: str | None, layout: str | None) -> _Read:
         return _own(model_of_run(path), name, source)
     if name is None:
         name = _own_name(path)
+    if name in DETECTORS:
+        return _read_detector(name, source, layout)
     published = read_published(name, source, layout=layout, own_size=True)
     run, prepared = published.run, published.prepared
     card = Card(
@@ -98,12 +106,26 @@ def _read(source: str | Path, name: str | None, layout: str | None) -> _Read:
     return _Read(ModelFile(run.model, run.stats, card), published.loaded.layout.name, prepared)
 
 
+def _read_detector(name: str, source: str | Path, layout: str | None) -> _Read:
+    from eqvision.export.detector_card import detector_card
+    from eqvision.published_detector import read_published_detector
+
+    published = read_published_detector(name, source, layout=layout)
+    run, loaded = published.run, published.loaded
+    origin = f"{Path(source).name}, layout {loaded.layout.name}"
+    card = detector_card(run, origin, dict(loaded.options), num_classes=len(run.class_names), named=published.named)
+    return _Read(ModelFile(run.model, run.stats, card), loaded.layout.name, _prepared(card))
+
+
+def _prepared(card: Card) -> Preprocessing:
+    return Preprocessing(card.image_size[0], card.mean, card.std, card.interpolation, card.crop_fraction)
+
+
 def _own(file: ModelFile, name: str | None, source: str | Path) -> _Read:
     card = file.card
     if name not in (None, card.model):
         raise WeightsError(f"{source} is a run of {card.model}, and {name} is asked for; leave the name out")
-    size = card.image_size[0]
-    return _Read(file, None, Preprocessing(size, card.mean, card.std, card.interpolation, card.crop_fraction))
+    return _Read(file, None, _prepared(card))
 
 
 def _own_name(path: Path) -> str:
@@ -114,10 +136,12 @@ def _own_name(path: Path) -> str:
 
 
 def _hf_config(read: _Read, target: Layout) -> dict[str, Any] | None:
-    if target.name not in CONFIGS:
-        return None
     model, _, card = read.file
+    if target.name not in (*CONFIGS, *DETECTOR_CONFIGS):
+        return None
     names = card.class_names or tuple(f"LABEL_{number}" for number in range(card.num_classes))
+    if target.name in DETECTOR_CONFIGS:
+        return detector_config(target.name, model, names)
     options = builder_options(card.model, card.options)
     return hf_config(target.name, model, options, card.image_size[0], names)
 
@@ -140,7 +164,16 @@ def _target(out: Path, with_config: bool) -> Path:
 def _besides(read: _Read, config: dict[str, Any] | None, folder: Path) -> dict[Path, dict[str, Any]]:
     if config is None:
         return {}
-    return {
-        folder / "config.json": config,
-        folder / "preprocessor_config.json": preprocessor_config(read.prepared),
-    }
+    return {folder / "config.json": config, folder / "preprocessor_config.json": _preprocessor(read, config)}
+
+
+def _preprocessor(read: _Read, config: dict[str, Any]) -> dict[str, Any]:
+    card = read.file.card
+    if card.task != "detection":
+        return preprocessor_config(read.prepared)
+    (height, width), (shorter, longer) = card.image_size, card.sides
+    sizes = {
+        "detr": {"shortest_edge": shorter, "longest_edge": longer},
+        "lsj": {"max_height": height, "max_width": width},
+    }.get(card.transform, {"height": height, "width": width})
+    return detector_preprocessor_config(config["model_type"], sizes, card.mean, card.std)

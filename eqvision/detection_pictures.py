@@ -2,6 +2,7 @@
 
 import colorsys
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,8 +115,9 @@ def draw_samples(
     *,
     columns: int = 4,
     least_side: int = LEAST_SIDE,
+    title: str = "",
 ) -> Path:
-    """A PNG of images with their objects, row by row, each under its title.
+    """A PNG of images with their objects, row by row, each under its title; ``title`` stands above all, in lines.
 
     Raises ValueError for no image and fewer than one column, and what ``draw_objects`` raises.
     """
@@ -133,7 +135,7 @@ def draw_samples(
             y, x = GAP * (row + 1) + sum(heights[:row]), GAP * (column + 1) + sum(widths[:column])
             sheet[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path)
+    Image.fromarray(_headed(sheet, title) if title else sheet).save(path)
     return path
 
 
@@ -259,6 +261,19 @@ def _figure(width: float, height: float) -> Any:
         return new_figure(width, height)
     except ModuleNotFoundError as error:
         raise ImportError(f"plots need matplotlib ({error}): pip install 'eqvision[plots]'") from error
+
+
+def _headed(sheet: UInt8[np.ndarray, "h w 3"], title: str) -> UInt8[np.ndarray, "height w2 3"]:
+    """The sheet under a title, which is wrapped where it is wider."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(20)
+    per_letter = max(font.getlength(line) / len(line) for line in title.splitlines())
+    most = max(10, int(0.9 * (sheet.shape[1] - 2 * GAP) / per_letter))  # letters; lines are not all equally wide
+    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, most)]
+    head = Image.new("RGB", (sheet.shape[1], 26 * len(lines) + GAP), "white")
+    ImageDraw.Draw(head).multiline_text((GAP, GAP), "\n".join(lines), font=font, fill="black", spacing=6)
+    return np.concatenate([np.asarray(head), sheet])
 
 
 def _cell(sample: Sample, class_names: Sequence[str], least_side: int) -> UInt8[np.ndarray, "height width 3"]:

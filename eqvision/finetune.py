@@ -1,7 +1,9 @@
-"""Beginning with another run's parameters: as the start of training, or as a teacher that does not change."""
+"""Beginning with other parameters than fresh ones: those of a run or published weights, as the start of training, or as
+a teacher that does not change."""
 
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,44 +13,143 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from eqvision.checkpoint import CheckpointError, named_leaves
-from eqvision.checkpoint.record import named, unnamed
+from eqvision.checkpoint import CheckpointError
 from eqvision.classifiers import Classifier
 from eqvision.layers import resample_grid
+from eqvision.names import nearest
 from eqvision.predict import load_run
-from eqvision.recipes import TrainConfig
+from eqvision.pretrained.leaf_names import named_arrays, with_leaves
+from eqvision.recipes import DetectionConfig, TrainConfig
+from eqvision.run_folder import RunFolder
 from eqvision.state import Teacher
+from eqvision.zoo import DETECTORS, MODELS
+
+Leaves = dict[str, Array]
+
+# A batch norm's statistics are state where it trains and parameters where it is frozen.
+STATISTICS = {"mean": "running_mean", "variance": "running_var"}
 
 
-def start_from(run: str | Path, model: Classifier, stats: eqx.nn.State) -> tuple[Classifier, eqx.nn.State]:
-    """``model`` with the parameters and statistics of the run's newest checkpoint (its average, where it keeps one).
+class Start(NamedTuple):
+    """What a run begins with."""
 
-    A head of another shape stays fresh and learned positions are resampled to the new grid; each is said on stderr.
-    Raises CheckpointError with the first names where anything else differs, and what ``load_run`` raises.
+    model: Any
+    stats: eqx.nn.State
+    name: str
+    """Of the model in the zoo."""
+    said: str
+    """Where it is from."""
+
+
+def start_from(init: str | Path, model: Any, stats: eqx.nn.State) -> tuple[Any, eqx.nn.State]:
+    """``model`` and ``stats`` with the numbers that ``init`` names.
+
+    ``init`` is a run folder, of which the newest checkpoint is taken (its average, where it keeps one), or published
+    weights: ``MODEL`` or ``MODEL:SOURCE``, with a name of the zoo and what ``eqvision eval MODEL --weights SOURCE``
+    takes. From a classifier to a detector, and back, the backbone alone goes over. Between two of a kind all does, but
+    for a classification layer of another shape, which stays fresh. Learned positions are resampled to the new grid,
+    and the statistics of batch norms become parameters where they are frozen. What stays fresh, is left out or is
+    resampled is said on stderr.
+
+    Raises CheckpointError with the first names where anything else differs; UnknownNameError for a model that does not
+    exist; what ``load_run`` and ``eqvision.load`` raise.
     """
-    source = load_run(run)
+    start = _start(str(init), model)
     notes: list[str] = []
-    new = _copied(named_leaves(source.model), model, notes, f"{run} ({source.config.model.name})")
-    new_stats = _copied(named_leaves(source.stats), stats, notes, f"{run} ({source.config.model.name}, statistics)")
-    print("\n".join([f"begins with {run}, step {source.step}", *notes]), file=sys.stderr)
-    return new, new_stats
+    old = named_arrays(start.model, start.stats)
+    leaves = _copied(old, named_arrays(model, stats), _kinds(start.model, model), notes, f"{init} ({start.name})")
+    print("\n".join([f"begins with {start.said}", *notes]), file=sys.stderr)
+    return with_leaves(model, stats, leaves)
 
 
-def _copied(old: dict[str, Array], tree, notes: list[str], what: str):
-    names = named_leaves(tree)
-    wrong = sorted(name for name in {*old, *names} if not _fits(name, old, names))
+def _start(init: str, model: Any) -> Start:
+    folder, name = RunFolder(init), init.partition(":")[0]
+    if folder.config_file.exists():
+        return _run(folder)
+    if name in MODELS or name in DETECTORS:
+        return _published(name, init.partition(":")[2] or None, model)
+    if not folder.path.exists() and len(Path(name).parts) == 1:
+        raise nearest(name, [*MODELS, *DETECTORS], f"--init {init}: no run folder is there, and model")
+    return _run(folder)
+
+
+def _run(folder: RunFolder) -> Start:
+    if folder.config_file.exists() and isinstance(folder.config(), DetectionConfig):
+        from eqvision.predict_objects import load_detector_run  # which needs the problems, and they need this
+
+        run = load_detector_run(folder.path)
+    else:
+        run = load_run(folder.path)
+    return Start(run.model, run.stats, run.config.model.name, f"{folder.path}, step {run.step}")
+
+
+def _published(name: str, source: str | None, model: Any) -> Start:
+    from eqvision.pretrained.assemble import Sizes
+    from eqvision.pretrained.load import read_model  # all layouts are behind it
+
+    # Where the head is not used, weights without one will do.
+    backbone_only = isinstance(model, Classifier) != (name in MODELS)
+    sizes = Sizes(num_classes=1 if backbone_only else None, in_channels=model.backbone.in_channels)
+    loaded = read_model(name, source, sizes)
+    return Start(loaded.model, loaded.state, name, f"published weights of {name}, {loaded.path}")
+
+
+class _Kinds(NamedTuple):
+    """What may differ: all but the backbone, or what begins so."""
+
+    backbone_only: bool
+    head: str
+
+
+def _kinds(old: Any, new: Any) -> _Kinds:
+    detector = not isinstance(new, Classifier)
+    return _Kinds(isinstance(old, Classifier) == detector, "head.classes." if detector else "head.")
+
+
+def _copied(old: Leaves, new: Leaves, kinds: _Kinds, notes: list[str], what: str) -> Leaves:
+    """The leaves to begin with, in the names and the order of ``new``."""
+    old = _renamed_statistics(old, new)
+    wanted = {name: leaf for name, leaf in new.items() if _in_backbone(name) or not kinds.backbone_only}
+    if kinds.backbone_only:
+        notes += _other_parts(old, new)
+        old = {name: leaf for name, leaf in old.items() if _in_backbone(name)}
+    wrong = sorted(name for name in {*old, *wanted} if not _fits(name, old, wanted, kinds.head))
     if wrong:
-        lines = [f"{name}: {_shape(old, name)} there, {_shape(names, name)} here" for name in wrong[:5]]
+        lines = [f"{name}: {_shape(old, name)} there, {_shape(new, name)} here" for name in wrong[:5]]
         raise CheckpointError(
             f"--init {what} does not fit this model; {len(wrong)} parameters differ:\n  " + "\n  ".join(lines)
         )
-    leaves = [_brought(name, old.get(name), leaf, notes) for name, leaf in names.items()]
-    # In the order of the names: a state's own order is another, as "10" comes before "2".
-    return unnamed(tree, jax.tree.unflatten(jax.tree.structure(named(tree)), leaves))
+    return new | {name: _brought(name, old.get(name), leaf, notes) for name, leaf in wanted.items()}
 
 
-def _fits(name: str, old: dict[str, Array], new: dict[str, Array]) -> bool:
-    if name.startswith("head."):
+def _renamed_statistics(old: Leaves, new: Leaves) -> Leaves:
+    """Means and variances by the names that the new model has for them."""
+    names = {}
+    for ours, frozen in STATISTICS.items():
+        for name in old:
+            layer, _, field = name.rpartition(".")
+            if field == ours and f"{layer.removeprefix('stats.')}.{frozen}" in new:
+                names[name] = f"{layer.removeprefix('stats.')}.{frozen}"
+            if field == frozen and f"stats.{layer}.{ours}" in new:
+                names[name] = f"stats.{layer}.{ours}"
+    return {names.get(name, name): leaf for name, leaf in old.items()}
+
+
+def _in_backbone(name: str) -> bool:
+    return name.startswith(("backbone.", "stats.backbone."))
+
+
+def _other_parts(old: Leaves, new: Leaves) -> list[str]:
+    """What is said of all but the backbone."""
+
+    def parts(leaves: Leaves) -> str:
+        return ", ".join(dict.fromkeys(name.split(".")[0] for name in leaves if not _in_backbone(name)))
+
+    return [f"  the backbone alone; left out: {parts(old) or 'nothing'}; fresh: {parts(new) or 'nothing'}"]
+
+
+def _fits(name: str, old: Leaves, new: Leaves, head: str) -> bool:
+    if name.startswith(head):
         return True
     if name not in old or name not in new:
         return False
@@ -69,7 +170,7 @@ def _brought(name: str, old: Array | None, new: Array, notes: list[str]) -> Arra
     return new
 
 
-def _shape(leaves: dict[str, Array], name: str) -> str:
+def _shape(leaves: Leaves, name: str) -> str:
     return str(tuple(leaves[name].shape)) if name in leaves else "absent"
 
 

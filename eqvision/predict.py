@@ -1,9 +1,12 @@
-"""A finished or running run, used: restore its model, label images, draw the labels on them, evaluate again."""
+"""A finished or running run, used: restore its model, label images, draw the labels on them, evaluate again.
+
+What detectors' runs are used by is in ``predict_objects.py``.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,17 +16,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from eqvision.checkpoint import Checkpoints
+from eqvision.checkpoint import Checkpoints, Restored
 from eqvision.classifiers import Classifier
 from eqvision.data import decode_image, eval_transform, normalize
 from eqvision.evaluate import Evaluator
 from eqvision.evaluators import check_evaluators, run_evaluators
 from eqvision.mesh import make_mesh
 from eqvision.optim import make_optimizer, make_schedule
-from eqvision.recipes import TrainConfig
+from eqvision.recipes import LoopConfig, RunConfig, TrainConfig
 from eqvision.run_folder import RunFolder, RunFolderError
 from eqvision.setup import build_model, check_targets, load_source
-from eqvision.state import abstract_state
+from eqvision.state import TrainState, abstract_state
 from eqvision.tasks import make_task
 
 CLASSIFICATION = "classification"  # the evaluator that is no measure of frozen features
@@ -51,22 +54,28 @@ class Prediction(NamedTuple):
 def load_run(path: str | Path) -> Run:
     """The newest good checkpoint of a run folder; the average of the parameters, where the run keeps one.
 
-    Raises RunFolderError where the folder is none, or holds no checkpoint yet, and CheckpointError.
+    Raises RunFolderError where the folder is none, is a detector's or holds no checkpoint yet, and CheckpointError.
     """
     folder = RunFolder(path)
-    config, class_names = folder.config(), folder.class_names()
+    config, num_classes = folder.classification(), folder.read()["num_classes"]
+    restored = newest_state(folder, config, lambda: build_model(config, num_classes))
+    state = restored.state
+    return Run(config, folder.class_names(), state.evaluated, state.stats, restored.record.step)
+
+
+def newest_state(
+    folder: RunFolder, config: RunConfig, build: Callable[[], tuple[Any, eqx.nn.State]]
+) -> Restored[TrainState]:
+    """The newest good checkpoint of a run of any kind, whose model ``build`` gives. Raises as ``load_run`` does."""
     optimizer = make_optimizer(
         config.optimizer, make_schedule(config.schedule, config.optimizer.learning_rate, 1_000_000)
     )
     # Whole on one device; where several processes read, on all, as each has devices of its own.
     mesh = make_mesh() if jax.process_count() > 1 else make_mesh(num_devices=1)
-    num_classes = folder.read()["num_classes"]
-    like = abstract_state(lambda: build_model(config, num_classes), config, optimizer, mesh)
-    restored = Checkpoints(folder.checkpoints).restore_newest(like)
+    restored = Checkpoints(folder.checkpoints).restore_newest(abstract_state(build, config, optimizer, mesh))
     if restored is None:
         raise RunFolderError(f"{folder.path} holds no checkpoint yet; let the run reach its first evaluation")
-    state = restored.state
-    return Run(config, class_names, state.evaluated, state.stats, restored.record.step)
+    return restored
 
 
 def evaluate_run(
@@ -107,10 +116,7 @@ def evaluate(
     data = dataclasses.replace(data, test_split=split or data.test_split)
     if data_path is not None:
         data = dataclasses.replace(data, path=data_path, mixture={}, exclude="")
-    # This machine may have other devices than the run had; metrics do not depend on the size of a batch.
-    size = -(-run.config.loop.eval_batch_size // jax.device_count()) * jax.device_count()
-    loop = dataclasses.replace(run.config.loop, eval_batch_size=size)
-    run = run._replace(config=dataclasses.replace(run.config, data=data, loop=loop))
+    run = run._replace(config=dataclasses.replace(run.config, data=data, loop=loop_here(run.config.loop)))
     frozen = [name for name in evaluators if name != CLASSIFICATION]
     check_evaluators(frozen, run.config)
     mesh = make_mesh()
@@ -118,6 +124,12 @@ def evaluate(
     run = run._replace(model=model, stats=stats)
     own = _classification(run, num_classes, mesh) if CLASSIFICATION in evaluators else {}
     return own | run_evaluators(frozen, model, stats, run.config, folder, run.step, mesh)
+
+
+def loop_here(loop: LoopConfig) -> LoopConfig:
+    """This machine may have other devices than the run had; metrics do not depend on the size of a batch."""
+    size = -(-loop.eval_batch_size // jax.device_count()) * jax.device_count()
+    return dataclasses.replace(loop, eval_batch_size=size)
 
 
 def _classification(run: Run, num_classes: int, mesh: Mesh) -> dict[str, float]:
@@ -147,12 +159,17 @@ def predict(run: Run, paths: list[Path], *, top: int = 5, batch_size: int = 32) 
 def prepare(run: Run, path: Path) -> UInt8[np.ndarray, "h w c"]:
     """An image as the run's evaluation sees it."""
     config = run.config
-    if not path.is_file():
-        raise FileNotFoundError(f"no image file at {path.absolute()}" + ", which is a folder" * path.is_dir())
+    require_file(path)
     transform = eval_transform(
         config.data.transform, config.model.image_size, config.data.interpolation, config.data.crop_fraction
     )
     return transform(decode_image(path, config.model.in_channels))
+
+
+def require_file(path: Path) -> None:
+    """Raise FileNotFoundError where there is no file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no image file at {path.absolute()}" + ", which is a folder" * path.is_dir())
 
 
 def _scores(run: Run, images: UInt8[np.ndarray, "b h w c"]) -> Float[Array, "b k"]:
@@ -193,12 +210,12 @@ def draw(prediction: Prediction, out: Path) -> Path:
     for number, line in enumerate(lines):
         pen.text((8, image.height + 4 + 20 * number), line, fill="black" if number == 0 else "gray", font=font)
     out.mkdir(parents=True, exist_ok=True)
-    target = _free_name(out, prediction.path.stem)
+    target = free_name(out, prediction.path.stem)
     canvas.save(target)
     return target
 
 
-def _free_name(folder: Path, stem: str) -> Path:
+def free_name(folder: Path, stem: str) -> Path:
     """Pictures of equal names from different folders do not overwrite each other."""
     candidates = (folder / f"{stem}{suffix}.png" for suffix in ["", *(f"_{n}" for n in range(2, 10_000))])
     return next(path for path in candidates if not path.exists())

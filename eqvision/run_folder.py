@@ -98,7 +98,28 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         content = self.read()
-        return from_dict(KINDS[content.get("kind", "classification")], content["config"])
+        kind = content.get("kind", "classification")  # which older folders do not say
+        if kind not in KINDS:
+            known = ", ".join(KINDS)
+            raise RunFolderError(f"{self.config_file} is of a run of kind {kind!r}; this version has {known}")
+        return from_dict(KINDS[kind], content["config"])
+
+    def classification(self) -> TrainConfig:
+        """The configuration of an image classifier's run. Raises RunFolderError for a run of another kind."""
+        config = self.config()
+        if isinstance(config, TrainConfig):
+            return config
+        raise RunFolderError(
+            f"{self.path} is a run of the detector {config.model.name}, and this takes runs of image classifiers; "
+            "eqvision predict, eval and replay take both"
+        )
+
+    def detection(self) -> DetectionConfig:
+        """The configuration of a detector's run. Raises RunFolderError for a run of another kind."""
+        config = self.config()
+        if isinstance(config, DetectionConfig):
+            return config
+        raise RunFolderError(f"{self.path} is a run of the classifier {config.model.name}, and this takes detectors")
 
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.read()["class_names"])

@@ -27,16 +27,18 @@ from eqvision.state import Teacher, TrainState
 
 
 class StepLog(NamedTuple):
-    """What a step reports; it stays on the device until the log step."""
+    """What a step reports; it stays on the device until the log step. ``terms`` are parts of the loss by name."""
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]
 
 
 class Sums(NamedTuple):
     """What the parts of a batch add up to on one device; ``stats`` are those after the last part."""
 
     loss: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]
     grads: Any
     stats: eqx.nn.State
 
@@ -63,28 +65,30 @@ def make_step(
             lambda *arguments: _gradients(*arguments, specs=specs, problem=problem, config=config),
             mesh=mesh,
             in_specs=(P(DATA_AXES), manual, P(), P(), P()),
-            out_specs=(P(), manual, P()),
+            out_specs=(P(), P(), manual, P()),
             axis_names=set(DATA_AXES),
         )
-        loss, grads, stats = gradients(batch, state.model, state.stats, state.step, teacher)
+        loss, terms, grads, stats = gradients(batch, state.model, state.stats, state.step, teacher)
         updates, opt_state = optimizer.update(
             cast(optax.Updates, grads), state.opt_state, cast(optax.Params, state.model)
         )
         model = eqx.apply_updates(state.model, updates)
         new = TrainState(model, stats, opt_state, _average(config, state, model), state.step + 1)
-        return new, StepLog(loss, _norm(grads, config))
+        return new, StepLog(loss, _norm(grads, config), terms)
 
     return CompiledStep(step, teacher)
 
 
 class CompiledStep:
-    """Compiled at the first call, for the layout of the state that it is given: the state comes back in the same.
+    """Compiled for each shape of batch when it first comes (detection has several), for the layout of the state that
+    it is given: the state comes back in the same. ``compiled`` is the newest program.
 
     The compiled object does not wait for its result, as calling a jitted function may.
     """
 
     def __init__(self, function: Callable, teacher: Teacher | None):
         self._function, self._teacher = function, teacher
+        self._programs: dict[tuple, Any] = {}
         self.compiled: Any = None
 
     def compile(self, batch: Batch, state: TrainState) -> "CompiledStep":
@@ -92,11 +96,16 @@ class CompiledStep:
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
         jitted = jax.jit(self._function, donate_argnums=1, out_shardings=(layout, None))
         self.compiled = jitted.lower((batch, self._teacher), state).compile()
+        self._programs[_shapes(batch)] = self.compiled
         return self
 
     def __call__(self, batch: Batch, state: TrainState) -> tuple[TrainState, StepLog]:
-        compiled = self.compiled or self.compile(batch, state).compiled
-        return compiled((batch, self._teacher), state)
+        program = self._programs.get(_shapes(batch)) or self.compile(batch, state).compiled
+        return program((batch, self._teacher), state)
+
+
+def _shapes(batch: Batch) -> tuple:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def check_accumulation(config: RunConfig, mesh: Mesh) -> None:
@@ -119,8 +128,9 @@ def _gradients(
     specs: PyTree[P],
     problem: Problem,
     config: RunConfig,
-) -> tuple[Float[Array, ""], Any, eqx.nn.State]:
-    """On one device: loss and gradient of the global batch, from this device's rows and its parts of the parameters.
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], Any, eqx.nn.State]:
+    """On one device: loss, its terms and its gradient for the global batch, from this device's rows and its parts of
+    the parameters.
 
     Every device differentiates its own copy of the gathered parameters; the transpose of the gathering adds the
     copies' gradients up, once for all parts of an accumulated batch.
@@ -131,14 +141,15 @@ def _gradients(
 
     def part(rows: Batch, stats: eqx.nn.State, key: PRNGKeyArray) -> Sums:
         def loss_of(params: Any):
-            return problem.loss(params, stats, rows, key, counts, teacher)
+            loss, terms, new = problem.loss(params, stats, rows, key, counts, teacher)
+            return loss, (terms, new)
 
-        (loss, new), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
-        return Sums(loss, grads, new)
+        (loss, (terms, new)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        return Sums(loss, terms, grads, new)
 
     sums = _over_parts(part, batch, stats, key, config.loop.accumulate)
     (grads,) = add_up(sums.grads)
-    return global_sum(sums.loss), grads, sums.stats
+    return global_sum(sums.loss), jax.tree.map(global_sum, sums.terms), grads, sums.stats
 
 
 def _copies(params: Any) -> Any:
@@ -160,8 +171,8 @@ def _over_parts(part: Callable[..., Sums], batch: Batch, stats: eqx.nn.State, ke
 
     def add(sums: Sums, item: tuple[Batch, Int[Array, ""]]) -> tuple[Sums, None]:
         new = part(item[0], sums.stats, jax.random.fold_in(key, item[1]))
-        grads = jax.tree.map(jnp.add, sums.grads, new.grads)
-        return Sums(sums.loss + new.loss, grads, new.stats), None
+        added = jax.tree.map(jnp.add, sums._replace(stats=None), new._replace(stats=None))
+        return added._replace(stats=new.stats), None
 
     rest = jax.tree.map(lambda rows: rows[1:], split)
     return lax.scan(add, first, (rest, jnp.arange(1, parts)))[0]
@@ -169,8 +180,6 @@ def _over_parts(part: Callable[..., Sums], batch: Batch, stats: eqx.nn.State, ke
 
 def _norm(grads: Any, config: RunConfig) -> Float[Array, ""]:
     """Of the gradients that are used: those of frozen parameters are then never computed."""
-    if not config.optimizer.freeze:
-        return optax.tree.norm(grads)
     frozen = frozen_mask(config.optimizer, grads)
     return optax.tree.norm(jax.tree.map(lambda grad, is_frozen: None if is_frozen else grad, grads, frozen))
 

@@ -19,13 +19,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from eqvision.checkpoint import CheckpointError, Checkpoints, Record, Restored
-from eqvision.data import (
-    DeviceFeed,
-    device_feed,
-)
+from eqvision.data import DeviceFeed, device_feed
 from eqvision.data.stream import steps_per_epoch
 from eqvision.distributed import check_same, initialise, is_main_process, on_main
-from eqvision.evaluate import Evaluation, StoppedEvaluation
+from eqvision.evaluate import StoppedEvaluation
 from eqvision.finetune import start_from
 from eqvision.loggers import Loggers, open_loggers
 from eqvision.mesh import BATCH, check_batch_size, make_mesh
@@ -39,8 +36,7 @@ from eqvision.run_folder import MetricLog, RunFolder, versions
 from eqvision.sharding import sharding_table
 from eqvision.signals import StoppedError, StopSignals
 from eqvision.state import TrainState, abstract_state, first_state
-from eqvision.step import CompiledStep, check_accumulation, make_step
-from eqvision.types import ClassificationBatch
+from eqvision.step import Batch, CompiledStep, check_accumulation, make_step
 from eqvision.window import RunFacts, Window
 
 
@@ -155,7 +151,8 @@ class _Loop:
         self.evaluation: Any = None
         self.waited = 0.0
 
-    def run(self) -> Evaluation:
+    def run(self) -> Any:
+        """Gives the last evaluation, as the problem's evaluator does."""
         setup, config = self.setup, self.config
         teacher = setup.problem.teacher(setup.mesh)
         step = make_step(setup.problem, setup.optimizer, setup.mesh, config, teacher)
@@ -178,7 +175,7 @@ class _Loop:
                     self._follow_up(number, progress)
         return self.evaluation or self.evaluator(self.state.evaluated, self.state.stats)
 
-    def _compiled(self, step: CompiledStep, feed: DeviceFeed, cost: Cost) -> Iterator[ClassificationBatch]:
+    def _compiled(self, step: CompiledStep, feed: DeviceFeed, cost: Cost) -> Iterator[Batch]:
         """Compile for the first batch, say what the step needs, and give all batches of the run."""
         batch = next(feed)
         step.compile(batch, self.state)
@@ -187,7 +184,7 @@ class _Loop:
             self._describe_parameters()
         return itertools.islice(itertools.chain([batch], feed), self.setup.total - self.first)
 
-    def _timed(self, batches: Iterator[ClassificationBatch]) -> Iterator[ClassificationBatch]:
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Add up the seconds in which a device had nothing to do for want of data.
 
         The host runs ahead: while it waits, the devices may still be busy with the step before.
@@ -212,9 +209,9 @@ class _Loop:
         if grouped or optimizer.layer_decay is not None or mesh.shape["fsdp"] * mesh.shape["model"] > 1:
             print(table, file=sys.stderr)
 
-    def _step(self, number: int, step: CompiledStep, batch: ClassificationBatch) -> None:
+    def _step(self, number: int, step: CompiledStep, batch: Batch) -> None:
         self.state, log = step(batch, self.state)
-        self.window.add(log.loss, log.grad_norm, batch.indices)
+        self.window.add({"loss": log.loss, "grad_norm": log.grad_norm, **log.terms}, batch.indices)
 
     def _follow_up(self, number: int, progress: Progress) -> None:
         """What is due after a step: a row of the log, an evaluation, a checkpoint, the end on request."""

@@ -1,4 +1,4 @@
-"""Pictures of what a model is trained on and of where it looks, as PNG."""
+"""Pictures of what a classifier is trained on and of where it looks, as PNG. Detectors: ``viz_detection.py``."""
 
 import textwrap
 from pathlib import Path
@@ -44,13 +44,14 @@ def training_batch(config: TrainConfig, step: int, count: int) -> TrainingBatch:
     if step < 1 or count < 1:
         raise ValueError(f"step={step}, count={count}; steps are counted from 1, and at least one image is drawn")
     setup = set_up(config)
-    batch = _host_batch(setup, step)
-    images, labels = augment_rows(setup, batch, step, count)
+    batch = host_batch(setup, step)
+    images, labels = augment_rows(config, setup, batch, step, count)
     weights, indices = (np.asarray(column)[: len(images)] for column in (batch.weights, batch.indices))
     return TrainingBatch(images, labels, weights, indices, setup.problem.source.class_names, len(batch.images))
 
 
-def _host_batch(setup: Setup, step: int) -> ClassificationBatch:
+def host_batch(setup: Setup, step: int) -> Any:
+    """What the stream of a run, of any kind, gives for a step (from 1)."""
     stream: Any = setup.problem.stream(step - 1)
     try:
         return next(stream)
@@ -59,14 +60,14 @@ def _host_batch(setup: Setup, step: int) -> ClassificationBatch:
 
 
 def augment_rows(
-    setup: Setup, batch: ClassificationBatch, step: int, count: int
+    config: TrainConfig, setup: Setup, batch: ClassificationBatch, step: int, count: int
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Num[np.ndarray, "n ..."]]:
     """What the devices make of the first rows, as pixels again: mixup, CutMix, random erasing.
 
     Images are mixed within the rows that one device works on at a time, so the result depends on the number of
     devices, as it does in training.
     """
-    config, parts = setup.config, setup.config.loop.accumulate
+    parts = config.loop.accumulate
     rows = len(batch.images) // (batch_shards(setup.mesh) * parts)
     images, labels = [], []
     for number in range(-(-min(count, len(batch.images)) // rows)):

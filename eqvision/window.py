@@ -10,6 +10,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from eqvision.data import Source
+from eqvision.data.detection import DetectionSource
+
+WORDS = {"grad_norm": "norm of the gradient"}
 
 
 class DivergedError(RuntimeError):
@@ -20,7 +23,7 @@ class DivergedError(RuntimeError):
 class RunFacts:
     """What a row or a message needs to know of the run."""
 
-    source: Source
+    source: Source | DetectionSource
     schedule: optax.Schedule
     per_epoch: int
     folder: Path
@@ -40,33 +43,37 @@ class Window:
     def __init__(self, facts: RunFacts, values: list[list[float]]):
         self._facts = facts
         self._values = list(values)
-        self._logs: list[tuple[Float[Array, ""], Float[Array, ""]]] = []
+        self._names: list[str] = []
+        self._logs: list[list[Float[Array, ""]]] = []
         self._indices: list[Int[Array, " b"]] = []
 
-    def add(self, loss: Float[Array, ""], grad_norm: Float[Array, ""], indices: Int[Array, " b"]) -> None:
-        self._logs.append((loss, grad_norm))
+    def add(self, log: dict[str, Float[Array, ""]], indices: Int[Array, " b"]) -> None:
+        """``log`` has the same names in every step: ``loss``, ``grad_norm``, and terms of the loss."""
+        self._names = list(log)
+        self._logs.append(list(log.values()))
         self._indices.append(indices)
 
     def fetch(self, last: int) -> list[list[float]]:
         """All values so far. Raises DivergedError, naming the first step whose loss or gradient is not finite."""
-        logs = [[float(value) for value in pair] for pair in jax.device_get(self._logs)]
+        logs = [[float(value) for value in values] for values in jax.device_get(self._logs)]
         first = last - len(logs) + 1
-        for offset, pair in enumerate(logs):
+        for offset, values in enumerate(logs):
             # Of the gradient too: a finite loss may leave NaN parameters, which must not become a checkpoint.
-            for what, value in zip(("loss", "norm of the gradient"), pair, strict=True):
+            for name, value in zip(self._names, values, strict=True):
                 if not np.isfinite(value):
-                    raise self._diverged(first + offset, f"the {what} is {value}", self._indices[offset])
+                    what = f"the {WORDS.get(name, name)} is {value}"
+                    raise self._diverged(first + offset, what, self._indices[offset])
         self._values += logs
         self._logs, self._indices = [], []
         return self._values
 
     def flush(self, last: int) -> dict[str, float]:
         """Means over the window, which begins anew. Raises DivergedError as ``fetch``."""
-        losses, norms = zip(*self.fetch(last), strict=True)
+        columns = zip(*self.fetch(last), strict=True)
         self._values = []
+        means = {f"train/{name}": float(np.mean(column)) for name, column in zip(self._names, columns, strict=True)}
         return {
-            "train/loss": float(np.mean(losses)),
-            "train/grad_norm": float(np.mean(norms)),
+            **means,
             "train/learning_rate": self._facts.learning_rate(last),
             "train/epoch": last / self._facts.per_epoch,
         }

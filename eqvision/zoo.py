@@ -163,10 +163,12 @@ DETECTORS: dict[str, Callable[..., Model]] = {
         deformable_detr,
         18,
         norm="batch",
-        num_queries=30,
+        backbone_width=32,
+        num_queries=50,
+        num_levels=3,
+        refine=True,
         width=128,
         mlp_dim=256,
-        num_levels=3,
         encoder_depth=2,
         decoder_depth=3,
     ),
@@ -234,6 +236,11 @@ def row_of(name: str) -> Callable[..., Model]:
     raise nearest(name, [*MODELS, *DETECTORS], "model")
 
 
+def default_classes(name: str) -> int:
+    """How many classes ``create`` gives where none are asked for. Raises UnknownNameError."""
+    return 1000 if name in MODELS else inspect.signature(row_of(name)).parameters["num_classes"].default
+
+
 def require_classifier(name: str) -> None:
     """Raise ValueError for a detector, where only classifiers are of use; unknown names are for ``builder``."""
     if name in DETECTORS:
@@ -255,7 +262,7 @@ def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
             offered = [o for o in accepted if o not in ("num_classes", "image_size", "in_channels", "key")]
             raise ValueError(f"model {name!r} has no option {option!r}; it has: {', '.join(offered) or 'none of them'}")
 
-    default = 1000 if name in MODELS else accepted["num_classes"].default
+    default = default_classes(name)
 
     def build(
         *,

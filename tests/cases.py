@@ -247,6 +247,52 @@ CASES = (
 )
 
 
+class DetectorCase(NamedTuple):
+    """A detector of the zoo and what is published of it.
+
+    ``params`` (1e6) are those of transformers' model on the meta device, which are no parameters but buffers where
+    norms are frozen: ``extra`` counts these. ``gmacs`` (1e9) is the mean of the first 100 images of COCO val2017, as
+    the papers print it. ``outputs`` are the numbers that each query says about classes, ``layers`` those that predict.
+    """
+
+    name: str
+    params: float | None
+    gmacs: float | None
+    queries: int
+    outputs: int
+    source: str
+    extra: int = 0
+    layers: int = 6
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    channels: tuple[int, ...] = (256, 512, 1024, 2048)
+
+
+FROZEN = {50: 4 * 26_560, 101: 4 * 52_672}  # weight, bias, mean and variance of each channel of a ResNet
+TIED = 5 * (256 * 91 + 91)  # class heads that a fresh model of transformers has once for all layers
+DETR_TABLE = "transformers 5.23; Carion et al. 2020, table 1: 41 M, with ResNet-101 60 M"
+DEFORMABLE_TABLE = "transformers 5.23; README of fundamentalvision/Deformable-DETR: 40 M, refined 41 M, one scale 34 M"
+DILATED = (4, 8, 16, 16)
+
+DETECTOR_CASES = (
+    DetectorCase("detr_r50", 41.524768, 86, 100, 92, DETR_TABLE, FROZEN[50]),
+    DetectorCase("detr_r50_dc5", 41.524768, 187, 100, 92, DETR_TABLE, FROZEN[50], strides=DILATED),
+    DetectorCase("detr_r101", 60.464672, 152, 100, 92, DETR_TABLE, FROZEN[101]),
+    DetectorCase("detr_r101_dc5", 60.464672, 253, 100, 92, DETR_TABLE, FROZEN[101], strides=DILATED),
+    DetectorCase("detr_r50_panoptic", 42.899288, None, 100, 251, "transformers 5.23", FROZEN[50]),
+    DetectorCase("deformable_detr_r50", 40.069665, 173, 300, 91, DEFORMABLE_TABLE, FROZEN[50]),
+    DetectorCase("deformable_detr_r50_refine", 40.732725, 173, 300, 91, DEFORMABLE_TABLE, FROZEN[50] + TIED),
+    DetectorCase("deformable_detr_r50_two_stage", 41.181529, 173, 300, 91, DEFORMABLE_TABLE, FROZEN[50]),
+    DetectorCase("deformable_detr_r50_single_scale", 34.066593, 78, 300, 91, DEFORMABLE_TABLE, FROZEN[50]),
+    DetectorCase(
+        "deformable_detr_r50_single_scale_dc5", 34.066593, 128, 300, 91, DEFORMABLE_TABLE, FROZEN[50], strides=DILATED
+    ),
+    # Of our own making, for small images.
+    DetectorCase(
+        "deformable_detr_small", None, None, 50, 91, "nothing published", layers=3, channels=(32, 64, 128, 256)
+    ),
+)
+
+
 class Toy(NamedTuple):
     """A model small enough to be run: ``build(num_classes=, in_channels=, key=)``.
 

@@ -318,17 +318,6 @@ def test_list_and_info_of_detectors(capsys):
     assert capsys.readouterr().out.startswith("detr_r50, 64x64x3, 91 classes\n  parameters      41,631,008 ")
 
 
-DETECTOR_COMMANDS = [
-    ("predict", "detr_r50", "x.jpg"),
-    ("export", "detr_r50", "--format", "safetensors", "--out", "x.safetensors"),
-]
-
-
-@pytest.mark.parametrize("command", DETECTOR_COMMANDS)
-def test_commands_for_classifiers_refuse_detectors(command, capsys):
-    assert "model 'detr_r50' is a detector, and this takes image classifiers" in refused(capsys, *command)
-
-
 def test_a_detector_is_not_trained_by_a_classifiers_recipe(tmp_path, capsys):
     data, out = write_npz(tmp_path / "data.npz"), tmp_path / "run"
     command = ("train", "arrays", "--data.path", str(data), "--model.name", "detr_r50", "--out", str(out))

@@ -12,6 +12,7 @@ from PIL import Image
 import eqvision
 from eqvision import cli
 from eqvision.data import eval_transform, normalize
+from eqvision.data.detection import detection_eval
 from eqvision.export import export_safetensors, model_of_zoo
 from eqvision.names import UnknownNameError
 from eqvision.predict import Run, predict, prepare
@@ -20,7 +21,7 @@ from eqvision.pretrained.cards import CARDS, Card, Preprocessing, cards, default
 from eqvision.pretrained.cards.resnet import TORCHVISION
 from eqvision.pretrained.preprocess import card_of, known_class_names, known_preprocessing, usual_preprocessing
 from eqvision.published import evaluate_published, load_published
-from eqvision.zoo import MODELS, builder
+from eqvision.zoo import DETECTORS, MODELS, builder
 
 DIGITS = set("0123456789abcdef")
 
@@ -53,6 +54,11 @@ def test_every_card_is_complete():
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: f"{card.name}-{card.tag}")
 def test_the_preprocessing_of_every_card_can_be_done(card):
     prepared = card.preprocessing
+    if card.name in DETECTORS:
+        assert (prepared.size, prepared.longest, prepared.interpolation) == (800, 1333, "bilinear")
+        transform = detection_eval(prepared.size, prepared.longest)
+        assert transform.output_size((480, 640), np.random.default_rng(0)) == (800, 1066)
+        return
     transform = eval_transform("imagenet", prepared.size, prepared.interpolation, prepared.crop_fraction)
     image = transform(np.zeros((40, 60, 3), np.uint8))
     assert image.shape == (prepared.size, prepared.size, 3)
@@ -114,6 +120,35 @@ def test_list_prints_the_table(capsys):
     assert [line.split()[1] for line in lines] == ["torchvision_v2", "torchvision_v1", "timm_a1"]
     assert "ImageNet-1k top-1 80.858 %" in lines[0]
     assert lines[0].endswith("https://download.pytorch.org/models/resnet50-11ad3fa6.pth")
+
+
+def test_cards_of_detectors_are_listed_apart(capsys):
+    cli.main(["list", "*r50", "--pretrained", "--kind", "detector"])
+    _, *lines = capsys.readouterr().out.splitlines()
+    found = {(line.split()[0], line.split()[1]) for line in lines}
+    assert found == {
+        *(("detr_r50", tag) for tag in ("facebook", "hf", "scenic")),
+        *(("deformable_detr_r50", tag) for tag in ("hf", "fundamentalvision")),
+    }
+    assert any("COCO val2017 box AP 44.5" in line for line in lines)
+    cli.main(["list", "--pretrained"])
+    assert "detr_r50" not in capsys.readouterr().out
+    assert "detr_r50" in eqvision.list_models(pretrained=True, kind="detector")
+
+
+def test_every_detector_of_a_paper_has_a_card():
+    names = {card.name for card in CARDS if card.name in DETECTORS}
+    assert names == set(DETECTORS) - {"deformable_detr_small"}
+
+
+def test_a_file_that_only_browsers_get_says_where_it_belongs(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gives files to browsers alone") as caught:
+        eqvision.load("deformable_detr_r50", "fundamentalvision")
+    assert "https://drive.google.com/file/d/1nDWZWHuRwtwGden77NLM9JoWe-YisJnA/view" in str(caught.value)
+    assert str(caught.value).endswith("YisJnA/r50_deformable_detr-checkpoint.pth")
+    card = card_of("deformable_detr_r50", tmp_path / "r50_deformable_detr-checkpoint.pth")
+    assert card is not None
+    assert card.tag == "fundamentalvision"
 
 
 def test_list_says_where_there_are_none(capsys):
@@ -381,5 +416,5 @@ def test_an_export_brings_its_preprocessing(tmp_path, capsys):
 
 
 def test_every_model_of_the_table_exists():
-    assert {card.name for card in CARDS} <= set(MODELS)
+    assert {card.name for card in CARDS} <= {*MODELS, *DETECTORS}
     assert isinstance(CARDS[0], Card)

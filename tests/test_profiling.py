@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from toy import toy_problem
 
 from eqvision.profiling import (
     DeviceMemoryError,
@@ -101,24 +102,25 @@ def config_of(model, **loop):
 
 def test_training_flops_are_six_for_each_weight_of_a_perceptron():
     """Without weight sharing each weight takes part in one multiply-add of an example."""
-    config = config_of(ModelConfig(name="mlp", image_size=8, in_channels=1), batch_size=32)
-    model, _ = build_model(config, 10)
+    config = config_of(ModelConfig(name="mlp", image_size=8, in_channels=1))
+    model, _ = build_model(config, 3)
     weights = sum(leaf.size for leaf in jax.tree.leaves(model) if leaf.ndim == 2)
-    assert training_flops(config, 10) == 6 * weights * 32
+    assert training_flops(toy_problem(config).forward_macs(), 32) == 6 * weights * 32
 
 
 def test_training_flops_do_not_depend_on_how_they_are_computed():
     model = ModelConfig(name="vit_ti16", image_size=32)
-    plain = training_flops(config_of(model, batch_size=8), 10)
+    plain = toy_problem(config_of(model)).forward_macs()
     for changes in ({"remat": "full"}, {"attention": "cudnn"}, {"attention": "blocked"}):
-        assert training_flops(config_of(dataclasses.replace(model, **changes), batch_size=8), 10) == plain
-    assert training_flops(config_of(model, batch_size=8, accumulate=4), 10) == plain
+        assert toy_problem(config_of(dataclasses.replace(model, **changes))).forward_macs() == plain
+    assert toy_problem(config_of(model, batch_size=8, accumulate=4)).forward_macs() == plain
 
 
 def test_published_figure_of_vit_ti16():
     """timm prints 1.26 G multiply-adds for an image (tests/cases.py)."""
-    flops = training_flops(config_of(ModelConfig(name="vit_ti16", image_size=224), batch_size=1), 1000)
-    assert flops == pytest.approx(6 * 1.26e9, rel=0.01)
+    problem = toy_problem(config_of(ModelConfig(name="vit_ti16", image_size=224)))
+    macs = dataclasses.replace(problem, num_classes=1000).forward_macs()
+    assert training_flops(macs, 1) == pytest.approx(6 * 1.26e9, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -151,10 +153,9 @@ def test_unknown_peaks(kind):
 
 
 def test_cost_counts_all_devices(monkeypatch):
-    config = config_of(ModelConfig(name="mlp", image_size=8, in_channels=1), batch_size=32)
-    assert step_cost(config, 10).peak is None
+    assert step_cost(1000, 32) == (6000 * 32, None)
     monkeypatch.setattr(jax, "devices", lambda: [Device("TPU v4")])
-    assert step_cost(config, 10).peak == 8 * 275e12
+    assert step_cost(1000, 32).peak == 8 * 275e12
 
 
 def test_sizes_and_flops_in_words():

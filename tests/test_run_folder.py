@@ -15,7 +15,16 @@ import eqvision.train as train_module
 from eqvision import list_models
 from eqvision.mesh import make_mesh
 from eqvision.optim import make_schedule
-from eqvision.recipes import RECIPES, DataConfig, LoopConfig, TrainConfig, difference, from_dict, to_dict
+from eqvision.recipes import (
+    RECIPES,
+    DataConfig,
+    DetectionConfig,
+    LoopConfig,
+    TrainConfig,
+    difference,
+    from_dict,
+    to_dict,
+)
 from eqvision.run_folder import MetricLog, RunFolder, RunFolderError, read_rows
 from eqvision.tasks import make_task
 from eqvision.train import train
@@ -207,9 +216,10 @@ def test_no_metrics_yet(opened):
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_recipe_survives_being_written_and_read(name):
     config = RECIPES[name]()
-    assert from_dict(TrainConfig, to_dict(config)) == config
+    kind = type(config)
+    assert from_dict(kind, to_dict(config)) == config
     text = yaml.safe_dump(to_dict(config))
-    assert from_dict(TrainConfig, yaml.safe_load(text)) == config
+    assert from_dict(kind, yaml.safe_load(text)) == config
     assert difference(to_dict(config), yaml.safe_load(text)) == []
 
 
@@ -256,9 +266,12 @@ def test_difference():
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_recipes_build_and_say_how_to_run_them(name):
     config = RECIPES[name]()
-    assert isinstance(config, TrainConfig)
-    assert config.model.name in list_models()
-    make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
+    if isinstance(config, TrainConfig):
+        assert config.model.name in list_models()
+        make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
+    else:
+        assert isinstance(config, DetectionConfig)
+        assert config.model.name in list_models(kind="detector")
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, 1000)
     assert float(schedule(config.schedule.warmup_steps)) == pytest.approx(config.optimizer.learning_rate)
     assert re.search(rf"^ *Command: eqvision train {name}\b", RECIPES[name].__doc__, re.MULTILINE)

@@ -1,6 +1,7 @@
 """The loop: what a run leaves behind, resuming bit for bit, one device against eight, divergence, bad input."""
 
 import dataclasses
+import importlib
 import json
 import re
 from pathlib import Path
@@ -38,6 +39,7 @@ from eqvision.losses import weighted_mean
 from eqvision.mesh import BATCH, make_mesh
 from eqvision.optim import make_optimizer, make_schedule
 from eqvision.recipes import ScheduleConfig
+from eqvision.setup import load_source
 from eqvision.step import make_step
 from eqvision.tasks import MultiLabel, SingleLabel
 from eqvision.train import train
@@ -409,7 +411,8 @@ def inject_nan(monkeypatch, *, at_step: int, into: str) -> None:
             return WeightedValues(jnp.where(is_marked, values + poison, values), weights)
 
     marked = _first_seen_in(at_step)
-    monkeypatch.setattr(train_module, "make_task", lambda kind, loss, smoothing: NaNTask(loss, smoothing))
+    problem = importlib.import_module("eqvision.problems.classification")  # the package has a function of that name
+    monkeypatch.setattr(problem, "make_task", lambda kind, loss, smoothing: NaNTask(loss, smoothing))
 
 
 def _first_seen_in(step: int) -> int:
@@ -533,7 +536,7 @@ def test_corrupt_images_can_be_skipped_and_are_counted(tmp_path, two_devices, ca
     assert str(images / "train" / "bee" / "0.png") in caplog.text
     assert str(images / "test" / "bee" / "0.png") in caplog.text
     state = saved_state(config)
-    source = train_module.load_source(config, "test")
+    source = load_source(config, "test")
     evaluation = Evaluator(config, SingleLabel(), source, make_mesh(num_devices=1))(state.model, state.stats)
     assert source.num_skipped == 1
     np.testing.assert_array_equal(evaluation.confusion.sum(axis=1), [3, 2, 3])  # the skipped bee is missing

@@ -4,15 +4,21 @@ from eqvision.backbones.axial_resnet import AxialResNet, axial_resnet
 from eqvision.backbones.bit import BiT, bit
 from eqvision.backbones.checks import check_images, check_layer, legal_size
 from eqvision.backbones.convnext import CONVNEXT_SIZES, ConvNeXt, ConvNeXtSize, convnext
+from eqvision.backbones.dla import DLA, DLA_SIZES, DLASize, dla
+from eqvision.backbones.hourglass import HOURGLASS_104, HourglassSize, StackedHourglass, hourglass_104
 from eqvision.backbones.hybrid import HybridViT, hybrid_vit
 from eqvision.backbones.mixer import MIXER_SIZES, Mixer, MixerSize, mixer
 from eqvision.backbones.resnet import ResNet, resnet, resnet_cifar
 from eqvision.backbones.small import MLPBackbone, SmallCNN, mlp, small_cnn
 from eqvision.backbones.swin import SWIN_SIZES, SwinSize, SwinTransformer, swin
 from eqvision.backbones.vit import SIZES, VisionTransformer, ViTSize, vit
+from eqvision.backbones.vitdet import VitDet, position_grid, vitdet, vitdet_b, vitdet_h, vitdet_l
 
 __all__ = [
     "CONVNEXT_SIZES",
+    "DLA",
+    "DLA_SIZES",
+    "HOURGLASS_104",
     "MIXER_SIZES",
     "SIZES",
     "SWIN_SIZES",
@@ -20,28 +26,39 @@ __all__ = [
     "BiT",
     "ConvNeXt",
     "ConvNeXtSize",
+    "DLASize",
+    "HourglassSize",
     "HybridViT",
     "MLPBackbone",
     "Mixer",
     "MixerSize",
     "ResNet",
     "SmallCNN",
+    "StackedHourglass",
     "SwinSize",
     "SwinTransformer",
     "ViTSize",
     "VisionTransformer",
+    "VitDet",
     "axial_resnet",
     "bit",
     "check_images",
     "check_layer",
     "convnext",
+    "dla",
+    "hourglass_104",
     "hybrid_vit",
     "legal_size",
     "mixer",
     "mlp",
+    "position_grid",
     "resnet",
     "resnet_cifar",
     "small_cnn",
     "swin",
     "vit",
+    "vitdet",
+    "vitdet_b",
+    "vitdet_h",
+    "vitdet_l",
 ]

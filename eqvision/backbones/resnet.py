@@ -186,6 +186,7 @@ def resnet(
     zero_scale: bool = True,
     norm: Norm = "batch",
     dilate_last: bool = False,
+    width: int = 64,
     key: PRNGKeyArray,
 ) -> ResNet:
     """ResNet v1.5 of ``depth`` 18, 34, 50, 101 or 152.
@@ -194,6 +195,7 @@ def resnet(
     starts as its shortcut. ``norm="frozen"`` fixes all batch norms, scale and shift too, as detectors do.
     ``dilate_last`` is DETR's and Faster R-CNN's DC5: the last stage keeps the stride 16, and the 3x3 convolutions of
     all its blocks but the first have dilation 2, as ``replace_stride_with_dilation`` of torchvision.
+    ``width`` is that of the stem and the first stage; each further stage is twice as wide.
 
     Raises ValueError for another depth or norm, and for a dilated ResNet without bottlenecks, which torchvision
     does not have either.
@@ -204,15 +206,15 @@ def resnet(
     if dilate_last and not bottleneck:
         raise ValueError(f"dilate_last needs a ResNet of bottlenecks (50, 101, 152), got depth {depth}")
     keys = iter(jax.random.split(key, sum(blocks) + 1))
-    stem = ConvNorm(in_channels, 64, 7, stride=2, norm=norm, key=next(keys))
-    stages, channels = [], 64
+    stem = ConvNorm(in_channels, width, 7, stride=2, norm=norm, key=next(keys))
+    stages, channels = [], width
     for i, count in enumerate(blocks):
-        width, stage = 64 * 2**i, []
+        inner, stage = width * 2**i, []
         for j in range(count):
             dilated = dilate_last and i == len(blocks) - 1
             stride = 2 if i and not j and not dilated else 1
             dilation = 2 if dilated and j else 1
-            stage.append(_imagenet_block(channels, width, stride, bottleneck, zero_scale, norm, dilation, next(keys)))
+            stage.append(_imagenet_block(channels, inner, stride, bottleneck, zero_scale, norm, dilation, next(keys)))
             channels = stage[-1].out_channels
         stages.append(tuple(stage))
     return ResNet(stem, tuple(stages), pool_stem=True, in_channels=in_channels)

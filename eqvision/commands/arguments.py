@@ -31,8 +31,9 @@ def parse_recipe(arguments: list[str], program: str) -> "RunConfig | None":
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: {program} RECIPE [--config FILE] [options]; recipes:\n")
+        width = max(map(len, RECIPES))
         for name, recipe in RECIPES.items():
-            print(f"  {name:<12}{(recipe.__doc__ or '').strip().splitlines()[0]}")
+            print(f"  {name:<{width}}  {(recipe.__doc__ or '').strip().splitlines()[0]}")
         return None
     name = arguments[0]
     if name not in RECIPES:
@@ -74,23 +75,37 @@ def _with_file(config: "RunConfig", file: Path) -> "RunConfig":
 def is_model(source: Path) -> bool:
     """Whether the argument is a name of the zoo and no run folder. Exits with code 2 where it is neither: a path with
     one part that does not exist, which may be a misspelt name."""
-    from eqvision.zoo import MODELS, require_classifier
+    from eqvision.zoo import DETECTORS, MODELS
 
-    name = str(source)
-    if not source.exists():
-        require_classifier(name)
-    if name in MODELS:
+    name, known = str(source), [*MODELS, *DETECTORS]
+    if name in known:
         return not (source / "config.yaml").exists()
     if not source.exists() and len(source.parts) == 1:
-        fail(f"{name} is no run folder, and {unknown('model', name, list(MODELS))}")
+        fail(f"{name} is no run folder, and {unknown('model', name, known)}")
     return False
+
+
+def is_detector(source: Path) -> bool:
+    """Whether a name of the zoo, or a run folder, is a detector's. Raises RunFolderError where it is neither."""
+    from eqvision.recipes import DetectionConfig
+    from eqvision.run_folder import RunFolder
+    from eqvision.zoo import DETECTORS
+
+    if is_model(source):
+        return str(source) in DETECTORS
+    return isinstance(RunFolder(source).config(), DetectionConfig)
+
+
+def refuse_options(options: Mapping[str, object], why: str) -> None:
+    """Exit with code 2 for the first option that was given; ``why`` says what it is for."""
+    for name, value in options.items():
+        if value is not None:
+            fail(f"{name} {value} {why}")
 
 
 def refuse_weights_options(run: Path, options: Mapping[str, object]) -> None:
     """Exit with code 2 for options that only published weights have, given together with a run folder."""
-    for name, value in options.items():
-        if value is not None:
-            fail(f"{name} {value} is for models of the zoo; the run {run} has its own")
+    refuse_options(options, f"is for models of the zoo; the run {run} has its own")
 
 
 def fail(message: str) -> NoReturn:

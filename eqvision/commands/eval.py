@@ -1,4 +1,4 @@
-"""``eqvision eval RUN_OR_MODEL``: evaluate a run's newest checkpoint, or published weights."""
+"""``eqvision eval RUN_OR_MODEL``: evaluate a run's newest checkpoint, or published weights of a classifier."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,22 +6,31 @@ from typing import Annotated, Literal
 
 import tyro
 
-from eqvision.commands.arguments import fail, is_model, parse, refuse_weights_options
+from eqvision.commands.arguments import (
+    fail,
+    is_detector,
+    is_model,
+    parse,
+    refuse_options,
+    refuse_weights_options,
+)
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Evaluate the newest checkpoint of a run on its own test split or on other images, or published weights."""
+    """Evaluate the newest checkpoint of a run on its own test split or on other images, or published weights of a
+    classifier. Runs of detectors give COCO's figures."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """Run folder, or a name of the zoo, which takes published weights and needs --data-path."""
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data.path",))] = None
-    """Folder or file to evaluate on; default is the run's own. Evaluators on frozen features train there too."""
+    """Folder or file to evaluate on; default is the run's own. Evaluators on frozen features train there too. For the
+    run of a detector a COCO instances file, or a folder with annotations/*.json."""
     split: str | None = None
     """Split to evaluate on; default is the run's test split, for a model `test`."""
     evaluator: tuple[Literal["classification", "linear_probe", "few_shot", "knn"], ...] = ("classification",)
-    """Any number of them. classification: what the run itself reports. linear_probe, few_shot, knn: classifiers on
-    features of the frozen model, fitted to the training split."""
+    """Classifiers only, any number of them. classification: what the run itself reports. linear_probe, few_shot, knn:
+    classifiers on features of the frozen model, fitted to the training split."""
     weights: str | None = None
     """Model only: file or folder of weights, hf:organisation/repository, a URL, or a tag that `eqvision info MODEL`
     lists; default is the first of those."""
@@ -38,20 +47,35 @@ class EvalOptions:
 
 def run(arguments: list[str]) -> None:
     options = parse(EvalOptions, arguments, "eqvision eval")
-    metrics = _published(options) if is_model(options.run) else _run(options)
+    metrics = _model(options) if is_model(options.run) else _run(options)
     for metric, value in metrics.items():
         print(f"{metric} {value:.4f}")
 
 
 def _run(options: EvalOptions) -> dict[str, float]:
-    from eqvision.predict import evaluate_run
-
     only = {"--weights": options.weights, "--layout": options.layout, "--image-size": options.image_size}
     refuse_weights_options(options.run, only | {"--data-kind": options.data_kind})
+    if is_detector(options.run):
+        return _detector_run(options)
+    from eqvision.predict import evaluate_run
+
     return evaluate_run(options.run, data_path=options.data_path, split=options.split, evaluators=options.evaluator)
 
 
-def _published(options: EvalOptions) -> dict[str, float]:
+def _detector_run(options: EvalOptions) -> dict[str, float]:
+    others = [name for name in options.evaluator if name != "classification"]
+    refuse_options({"--evaluator": " ".join(others) or None}, f"is for classifiers, and {options.run} is a detector")
+    from eqvision.predict_objects import evaluate_detector_run
+
+    return evaluate_detector_run(options.run, data_path=options.data_path, split=options.split)
+
+
+def _model(options: EvalOptions) -> dict[str, float]:
+    if is_detector(options.run):
+        fail(
+            f"{options.run} is a detector, and published weights are evaluated for classifiers only; "
+            "eqvision predict takes it, and eqvision eval takes the run folders of detectors"
+        )
     if options.data_path is None:
         fail(f"{options.run} is a model of the zoo and has no data of its own; name images with --data-path PATH")
     from eqvision.published import evaluate_published

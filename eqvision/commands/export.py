@@ -22,13 +22,14 @@ class ExportOptions:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """Run folder, of which the newest checkpoint is taken, or a name of the zoo, which gives an untrained model."""
     format: Literal["stablehlo", "safetensors"]
-    """stablehlo: a program, images -> logits, for any batch size. safetensors: parameters and statistics."""
+    """stablehlo: a program, images -> logits (detectors: images, size -> boxes, scores, labels), for any batch size.
+    safetensors: parameters and statistics. For other libraries: eqvision convert."""
     out: Path
     """File to write; stablehlo writes FILE.json beside it."""
     image_size: int | None = None
     """Height and width of the images. A run has its own (others only for stablehlo); default for the zoo is 224."""
     num_classes: int | None = None
-    """Zoo only: outputs of the head; default 1000."""
+    """Zoo only: outputs of the head; default 1000, or a detector's own."""
     in_channels: int | None = None
     """Zoo only: channels of the images; default 3."""
     seed: int | None = None
@@ -63,7 +64,8 @@ def _export(options: ExportOptions) -> None:
         source, options.out, normalize=options.normalize, platforms=options.platforms, force=options.force
     )
     what = "pixels 0..255" if options.normalize else "normalised images"
-    print(f"{options.out}  {_megabytes(options.out)}  {program.input} {what} -> {program.output} logits")
+    result = program.output if program.card.task == "detection" else f"{program.output} logits"
+    print(f"{options.out}  {_megabytes(options.out)}  {program.input} {what} -> {result}")
     print(f"{sidecar(options.out)}  classes, size, mean, std, versions; runs on {', '.join(program.platforms)}")
 
 
@@ -75,18 +77,17 @@ def _check_target(options: ExportOptions) -> None:
 
 def _model(options: ExportOptions) -> "ModelFile":
     from eqvision.export import model_of_run
-    from eqvision.zoo import MODELS, require_classifier
+    from eqvision.zoo import DETECTORS, MODELS
 
-    path = Path(options.source)
-    if path.is_dir() and (options.source not in MODELS or (path / "config.yaml").exists()):
+    path, known = Path(options.source), [*MODELS, *DETECTORS]
+    if path.is_dir() and (options.source not in known or (path / "config.yaml").exists()):
         _refuse_zoo_options(options)
         return _resized(model_of_run(path), options)
-    if options.source in MODELS:
+    if options.source in known:
         return _zoo(options)
     if "/" in options.source:
         raise FileNotFoundError(f"there is no run folder {path.absolute()}")
-    require_classifier(options.source)
-    fail(f"{options.source} is no run folder, and {unknown('model', options.source, list(MODELS))}")
+    fail(f"{options.source} is no run folder, and {unknown('model', options.source, known)}")
 
 
 def _zoo(options: ExportOptions) -> "ModelFile":

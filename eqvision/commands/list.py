@@ -28,15 +28,16 @@ def run(arguments: list[str]) -> None:
     if not names:
         what = "model" if options.kind == "classifier" else options.kind
         fail(unknown(what, options.pattern, list_models(kind=options.kind)))
-    print(_table(options.pattern) if options.pretrained else "\n".join(names))
+    print(_table(options.pattern, names) if options.pretrained else "\n".join(names))
 
 
-def _table(pattern: str) -> str:
-    """One line for each file. Exits with code 2 where no model that matches has published weights."""
+def _table(pattern: str, names: list[str]) -> str:
+    """One line for each file of these models. Exits with code 2 where no model that matches has published weights."""
     from eqvision.pretrained.cards import cards
     from eqvision.pretrained.cards.text import table
 
-    found = cards(pattern)
+    found = [card for card in cards(pattern) if card.name in names]
     if not found:
-        fail(f"no published weights of {pattern!r} are known; all: eqvision list --pretrained")
+        kinds = "eqvision list --pretrained [--kind detector]"
+        fail(f"no published weights of {pattern!r} are known; all: {kinds}")
     return table(found)

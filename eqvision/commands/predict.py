@@ -1,4 +1,4 @@
-"""``eqvision predict RUN_OR_MODEL IMAGE...``: label images."""
+"""``eqvision predict RUN_OR_MODEL IMAGE...``: label images, or find objects in them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,15 +6,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from eqvision.commands.arguments import fail, is_model, parse, refuse_weights_options
+from eqvision.commands.arguments import (
+    fail,
+    is_detector,
+    is_model,
+    parse,
+    refuse_options,
+    refuse_weights_options,
+)
 
 if TYPE_CHECKING:
     from eqvision.predict import Run
+    from eqvision.predict_objects import DetectorRun, FoundObjects
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Label images with the newest checkpoint of a run, or with published weights, and draw the labels on them."""
+    """Label images, or find objects in them, with the newest checkpoint of a run or with published weights, and draw
+    the result on the images."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """Run folder, or a name of the zoo, which takes published weights."""
@@ -26,23 +35,42 @@ class PredictOptions:
     layout: str | None = None
     """Model only: names of the tensors in the file, where they do not tell it."""
     image_size: int | None = None
-    """Model only: height and width of the images; default is that of the weights."""
+    """Model only: height and width of the images, for a detector their shorter side; default is that of the weights."""
     out: Path | None = None
     """Folder of the annotated PNGs; default is RUN_FOLDER/predictions, for a model predictions/MODEL."""
-    top: int = 3
-    """Classes to print for each image."""
+    top: int | None = None
+    """Classes to print for each image, default 3; for a detector the most objects of an image, default all."""
+    threshold: float | None = None
+    """Detector only: least score of the objects that are shown, default 0.4."""
+    json: Path | None = None
+    """Detector only: file to which the objects are written too, as COCO's results."""
+    batch_size: int | None = None
+    """Images that are computed at a time. Default: 32; for a detector 8, or 1 where images have several shapes."""
 
 
 def run(arguments: list[str]) -> None:
     options = parse(PredictOptions, arguments, "eqvision predict")
     if not options.images:
         fail("name at least one image: eqvision predict RUN_OR_MODEL IMAGE...")
+    if options.batch_size is not None and options.batch_size < 1:
+        fail(f"--batch-size {options.batch_size}; expected 1 or more")
+    if not is_model(options.run):
+        only = {"--weights": options.weights, "--layout": options.layout, "--image-size": options.image_size}
+        refuse_weights_options(options.run, only)
+    if is_detector(options.run):
+        _find(options)
+    else:
+        _label(options)
+
+
+def _label(options: PredictOptions) -> None:
+    why = f"is for detectors, and {options.run} is a classifier"
+    refuse_options({"--threshold": options.threshold, "--json": options.json}, why)
     from eqvision.predict import draw, predict
 
-    published = is_model(options.run)
-    loaded, default = _published(options) if published else _run(options)
-    out = default if options.out is None else options.out
-    for prediction in predict(loaded, list(options.images), top=options.top):
+    loaded, out = _classifier(options), _folder(options)
+    top, batch_size = options.top or 3, options.batch_size or 32
+    for prediction in predict(loaded, list(options.images), top=top, batch_size=batch_size):
         picture = draw(prediction, out)
         scores = ", ".join(
             f"{label} {score:.3f}" for label, score in zip(prediction.labels, prediction.scores, strict=True)
@@ -50,17 +78,53 @@ def run(arguments: list[str]) -> None:
         print(f"{prediction.path}: {scores}  -> {picture}")
 
 
-def _published(options: PredictOptions) -> "tuple[Run, Path]":
+def _find(options: PredictOptions) -> None:
+    from eqvision.predict_objects import THRESHOLD, draw_found, find_objects, write_results
+
+    threshold = THRESHOLD if options.threshold is None else options.threshold
+    loaded, out = _detector(options), _folder(options)
+    images, size = list(options.images), options.batch_size
+    found = find_objects(loaded, images, threshold=threshold, top=options.top, batch_size=size)
+    for each in found:
+        print(_text(each, threshold, draw_found(loaded, each, out)))
+    if options.json is not None:
+        print(f"COCO results of {len(found)} images -> {write_results(loaded, found, options.json)}")
+
+
+def _text(found: "FoundObjects", threshold: float, picture: Path) -> str:
+    """A line for the image and one for each object: class, score, box."""
+    count = len(found.names)
+    best = "" if count else f" (the best has {found.best:.3f})"
+    head = f"{found.path}: {count} object{'s' * (count != 1)} of score {threshold:g} or more{best}  -> {picture}"
+    width = max(map(len, found.names), default=0)
+    lines = [
+        f"  {name:<{width}}  {score:.3f}  xyxy {' '.join(f'{side:.1f}' for side in box)}"
+        for name, score, box in zip(found.names, found.scores, found.boxes, strict=True)
+    ]
+    return "\n".join([head, *lines])
+
+
+def _classifier(options: PredictOptions) -> "Run":
+    if not is_model(options.run):
+        from eqvision.predict import load_run
+
+        return load_run(options.run)
     from eqvision.published import load_published
 
-    name = str(options.run)
-    loaded = load_published(name, options.weights, layout=options.layout, image_size=options.image_size)
-    return loaded, Path("predictions") / name
+    return load_published(str(options.run), options.weights, layout=options.layout, image_size=options.image_size)
 
 
-def _run(options: PredictOptions) -> "tuple[Run, Path]":
-    from eqvision.predict import load_run
+def _detector(options: PredictOptions) -> "DetectorRun":
+    if not is_model(options.run):
+        from eqvision.predict_objects import load_detector_run
 
-    only = {"--weights": options.weights, "--layout": options.layout, "--image-size": options.image_size}
-    refuse_weights_options(options.run, only)
-    return load_run(options.run), options.run / "predictions"
+        return load_detector_run(options.run)
+    from eqvision.published_detector import load_published_detector
+
+    name, size = str(options.run), options.image_size
+    return load_published_detector(name, options.weights, layout=options.layout, image_size=size)
+
+
+def _folder(options: PredictOptions) -> Path:
+    default = Path("predictions") / options.run if is_model(options.run) else options.run / "predictions"
+    return default if options.out is None else options.out

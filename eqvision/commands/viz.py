@@ -9,12 +9,15 @@ from typing import Annotated
 import tyro
 
 from eqvision.commands.arguments import fail, parse, parse_recipe, unknown
-from eqvision.recipes.config import TrainConfig
+from eqvision.recipes import DetectionConfig, TrainConfig
 
-USAGE = """usage: eqvision viz data RECIPE [options of train] [--out FILE.png] [--step 1] [--count 32]
-           the first images of a training step's batch after all augmentation, with labels, shares and weights
+USAGE = """usage: eqvision viz data RECIPE [options of train] [--out FILE.png] [--step 1] [--count N]
+           the first images of a training step's batch after all augmentation, with labels, shares and weights;
+           for a detector with boxes, names of classes, and padding in stripes
        eqvision viz attention RUN_FOLDER IMAGE... [--out FOLDER]
            where a vision transformer looks: every layer and head, and the rollout"""
+
+COUNT, DETECTION_COUNT = 32, 12  # images in a picture, unless --count is given
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,30 @@ def draw_data(arguments: list[str]) -> None:
     path = Path(f"{rest[0]}_batch.png") if given.out is None else given.out
     if path.suffix.lower() != ".png":
         fail(f"--out {path} is the picture here and not a run folder; expected a name that ends in .png")
+    if isinstance(config, DetectionConfig):
+        print(_draw_objects(config, path, rest[0], given.step, given.count))
+    else:
+        print(_draw_labels(config, path, rest[0], given.step, given.count))
+
+
+def _draw_labels(config: TrainConfig, path: Path, recipe: str, step: int, count: int | None) -> Path:
     _need_matplotlib()
     from eqvision.viz import draw_batch, training_batch
 
-    batch = training_batch(config, given.step, given.count)
-    title = f"{rest[0]}: {len(batch.images)} of the {batch.size} images of training step {given.step}"
-    print(draw_batch(batch, path, f"{title}\n{_changes(config)}"))
+    batch = training_batch(config, step, COUNT if count is None else count)
+    return draw_batch(batch, path, f"{_title(recipe, len(batch.images), batch.size, step)}\n{_changes(config)}")
+
+
+def _draw_objects(config: DetectionConfig, path: Path, recipe: str, step: int, count: int | None) -> Path:
+    from eqvision.viz_detection import detection_batch, draw_detection_batch
+
+    batch = detection_batch(config, step, DETECTION_COUNT if count is None else count)
+    title = _title(recipe, len(batch.images), batch.size, step)
+    return draw_detection_batch(batch, path, f"{title}\n{_detection_changes(config)}")
+
+
+def _title(recipe: str, shown: int, size: int, step: int) -> str:
+    return f"{recipe}: {shown} of the {size} images of training step {step}"
 
 
 def _data_options() -> argparse.ArgumentParser:
@@ -62,7 +83,7 @@ def _data_options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eqvision viz data", add_help=False, allow_abbrev=False)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--step", type=int, default=1)
-    parser.add_argument("--count", type=int, default=32)
+    parser.add_argument("--count", type=int)
     return parser
 
 
@@ -74,6 +95,12 @@ def _changes(config: TrainConfig) -> str:
     steps += [f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if value]
     steps += [f"{augment.repeats} repeats"] if augment.repeats > 1 else []
     return ", ".join(steps)
+
+
+def _detection_changes(config: DetectionConfig) -> str:
+    data = config.data
+    steps = [f"transform {data.transform}", *([f"flip {data.flip:g}"] if data.flip else [])]
+    return ", ".join([*steps, *([f"color jitter {data.color_jitter:g}"] if data.color_jitter else [])])
 
 
 def draw_attention(arguments: list[str]) -> None:

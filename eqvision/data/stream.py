@@ -14,7 +14,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 DEFAULT_THREADS = min(16, os.cpu_count() or 1)
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
+def steps_per_epoch(source: Sized, batch_size: int) -> int:
     """Whole batches in one pass over the source; 1 for a source smaller than a batch."""
     return max(1, len(source) // batch_size)
 

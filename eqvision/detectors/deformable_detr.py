@@ -296,6 +296,7 @@ def deformable_detr(
     dc5: bool = False,
     in_channels: int = 3,
     norm: Norm = "frozen",
+    backbone_width: int = 64,
     width: int = 256,
     num_heads: int = 8,
     mlp_dim: int = 1024,
@@ -311,11 +312,12 @@ def deformable_detr(
     """Deformable DETR on a ResNet of ``depth``; for the options see ``DeformableDETR``.
 
     ``dc5`` keeps the last stage at stride 16 by dilation. ``norm="frozen"`` fixes the backbone's batch norms, which
-    makes sense with pretrained weights only; ``batch`` trains them. ``num_classes`` 91 are the ids of COCO.
+    makes sense with pretrained weights only; ``batch`` trains them. ``backbone_width`` is that of the ResNet's stem.
+    ``num_classes`` 91 are the ids of COCO.
     """
     keys = jax.random.split(key)
     return DeformableDETR(
-        resnet(depth, in_channels=in_channels, norm=norm, dilate_last=dc5, key=keys[0]),
+        resnet(depth, in_channels=in_channels, norm=norm, dilate_last=dc5, width=backbone_width, key=keys[0]),
         num_classes=num_classes,
         num_queries=num_queries,
         num_levels=num_levels,

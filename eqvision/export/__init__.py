@@ -5,11 +5,12 @@ its own, so both get a SHA-256 that is verified on reading. Nothing is written i
 """
 
 from eqvision.export.card import Card, ModelFile, model_of_run, model_of_zoo
-from eqvision.export.stablehlo import ExportedModel, Program, export_stablehlo, load_exported, sidecar
+from eqvision.export.stablehlo import ExportedDetector, ExportedModel, Program, export_stablehlo, load_exported, sidecar
 from eqvision.export.tensors import export_safetensors, has_card, load_safetensors, read_card
 
 __all__ = [
     "Card",
+    "ExportedDetector",
     "ExportedModel",
     "ModelFile",
     "Program",

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqvision.classifiers import Classifier
 from eqvision.data import EVAL_CROP_FRACTIONS
 from eqvision.export.rebuild import rebuild
+from eqvision.models import Model
 from eqvision.pretrained.leaf_names import named_tensors
-from eqvision.recipes import DataConfig
-from eqvision.run_folder import versions
-from eqvision.zoo import create, require_classifier
+from eqvision.recipes import DataConfig, DetectionConfig
+from eqvision.run_folder import RunFolder, versions
+from eqvision.zoo import DETECTORS, create, default_classes
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Card:
     num_classes: int
     """Outputs."""
     image_size: tuple[int, int]
-    """Height and width in pixels."""
+    """Height and width in pixels; for detectors those of the batch's images, which may hold padding."""
     in_channels: int
     """1 is grey, 3 is RGB."""
     class_names: tuple[str, ...]
     """In the order of the outputs; empty where they have no names."""
-    task: Literal["single_label", "multi_label", "regression"]
-    """Softmax of the outputs, sigmoid of the outputs, or the outputs themselves."""
+    task: Literal["single_label", "multi_label", "regression", "detection"]
+    """Softmax of the outputs, sigmoid of the outputs, the outputs themselves, or boxes."""
     mean: tuple[float, ...]
     """Mean of the channels in [0, 1]; one value serves all channels."""
     std: tuple[float, ...]
@@ -48,12 +48,16 @@ class Card:
     """Versions of Python and the packages that wrote the file."""
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the zoo's builder that differ from the model's row: what published weights were trained with."""
+    transform: Literal["", "fixed", "lsj", "detr"] = ""
+    """Detectors: both sides to the size; as large as fits into it; or ``sides``. The rest is padding."""
+    sides: tuple[int, int] = (0, 0)
+    """Detectors, transform detr: length of the shorter side, and the most that the longer one may have."""
 
 
 class ModelFile(NamedTuple):
     """A model and what its file says about it."""
 
-    model: Classifier
+    model: Any  # a Model
     state: eqx.nn.State
     card: Card
 
@@ -64,8 +68,12 @@ def model_of_run(path: str | Path) -> ModelFile:
     Dropout, rematerialisation and the implementation of attention are the zoo's: a file holds numbers, not how they
     are computed, and a fused kernel of one device would tie the program to it.
     """
+    from eqvision.export.detector_card import detector_of_run
     from eqvision.predict import load_run
 
+    if isinstance(RunFolder(path).config(), DetectionConfig):
+        card, detector = detector_of_run(path)
+        return with_tensors(card, named_tensors(detector.model, detector.stats), "the run")
     run = load_run(path)
     config, data = run.config, run.config.data
     card = Card(
@@ -86,27 +94,30 @@ def model_of_run(path: str | Path) -> ModelFile:
 
 
 def model_of_zoo(
-    name: str, *, num_classes: int = 1000, image_size: int = 224, in_channels: int = 3, seed: int = 0
+    name: str, *, num_classes: int | None = None, image_size: int = 224, in_channels: int = 3, seed: int = 0
 ) -> ModelFile:
-    """An untrained model of the zoo. Raises UnknownNameError, and ValueError for a size that the model cannot take."""
-    require_classifier(name)
+    """An untrained model of the zoo; ``num_classes`` None as for ``create``.
+
+    Raises UnknownNameError, and ValueError for a size that the model cannot take.
+    """
     model, state = create(
         name, num_classes=num_classes, image_size=image_size, in_channels=in_channels, key=jax.random.key(seed)
     )
     data = DataConfig()
     card = Card(
         model=name,
-        num_classes=num_classes,
+        num_classes=default_classes(name) if num_classes is None else num_classes,
         image_size=(image_size, image_size),
         in_channels=in_channels,
         class_names=(),
-        task="single_label",
+        task="detection" if name in DETECTORS else "single_label",
         mean=data.mean,
         std=data.std,
-        interpolation=data.interpolation,
-        crop_fraction=EVAL_CROP_FRACTIONS["imagenet"],
+        interpolation="bilinear" if name in DETECTORS else data.interpolation,
+        crop_fraction=0.0 if name in DETECTORS else EVAL_CROP_FRACTIONS["imagenet"],
         origin=f"random parameters of seed {seed}: untrained",
         versions=versions(),
+        transform="fixed" if name in DETECTORS else "",
     )
     return ModelFile(model, state, card)
 
@@ -125,7 +136,7 @@ def with_tensors(card: Card, tensors: dict[str, np.ndarray], where: str) -> Mode
     return ModelFile(model, state, card)
 
 
-def num_outputs(model: Classifier, state: eqx.nn.State, image_size: int) -> int:
+def num_outputs(model: Model, state: eqx.nn.State, image_size: int) -> int:
     """How many numbers the model gives for an image; nothing is computed."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, model.backbone.in_channels), jnp.float32)
     return eqx.filter_eval_shape(lambda m, s, x: m(x, s)[0], model, state, images).shape[-1]

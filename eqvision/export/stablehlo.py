@@ -1,4 +1,8 @@
-"""StableHLO programs by ``jax.export``: ``images -> logits`` with the parameters inside, for any batch size."""
+"""StableHLO programs by ``jax.export``, with the parameters inside, for any batch size.
+
+Classifiers: ``images -> logits``. Detectors: ``images, size -> boxes, scores, labels``, Deformable DETR one image after
+the other.
+"""
 
 import hashlib
 import json
@@ -10,13 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
 
 from eqvision.data import normalize as normalize_pixels
+from eqvision.data.detection import normalize_padded
+from eqvision.detectors import DETR, decode_sigmoid, decode_softmax
 from eqvision.export.card import Card, ModelFile
 from eqvision.export.files import refuse_existing, write_whole
 from eqvision.names import nearest
 from eqvision.recipes import from_dict, to_dict
+from eqvision.types import Detections, PaddedImages
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 LIMIT = 2**31 - 2**24  # bytes of parameters: jax.export writes flatbuffers, whose offsets end at 2 GiB
@@ -30,9 +38,11 @@ class Program:
     normalize: bool
     """True: takes uint8 pixels 0..255 and normalises them. False: takes floats, normalised by mean and std already."""
     input: str
-    """Type and shape of the images; ``b`` is any number from 1."""
+    """Type and shape of the images; ``b`` is any number from 1. Detectors: also of their sizes, height and width of the
+    part that is image and no padding."""
     output: str
-    """Type and shape of the outputs: logits, before softmax or sigmoid."""
+    """Type and shape of the outputs: logits, before softmax or sigmoid. Detectors: boxes xyxy in pixels of the images,
+    scores and labels, best first."""
     platforms: tuple[str, ...]
     """Where the program runs: cpu, cuda, rocm, tpu."""
     sha256: str
@@ -48,15 +58,40 @@ class ExportedModel:
 
     def __call__(self, images: Shaped[np.ndarray, "..."] | Shaped[Array, "..."]) -> Float[Array, "b k"]:
         """Raises ValueError, saying what was expected, for images of another type or shape."""
-        card, kind = self.program.card, "uint8" if self.program.normalize else "float32"
-        expected = (*card.image_size, card.in_channels)
-        if images.dtype != kind or images.ndim != 4 or images.shape[1:] != expected or not len(images):
-            what = "pixels 0..255" if self.program.normalize else "normalised images, (pixels / 255 - mean) / std"
-            raise ValueError(
-                f"this program takes {self.program.input}, {what}; got {images.dtype}{list(images.shape)}. "
-                "Prepare the images so, or export again with another --image-size or --normalize/--no-normalize"
-            )
+        _check_images(self.program, images)
         return self.function(jnp.asarray(images))
+
+
+@dataclass(frozen=True)
+class ExportedDetector:
+    """A StableHLO file, callable: ``images, size -> Detections``, compiled once for each batch size."""
+
+    program: Program
+    function: Callable[[Array, Array], tuple[Array, Array, Array]]
+
+    def __call__(
+        self,
+        images: Shaped[np.ndarray, "..."] | Shaped[Array, "..."],
+        size: Int[np.ndarray, "b 2"] | Int[Array, "b 2"],
+    ) -> Detections:
+        """Raises ValueError, saying what was expected, for images of another type or shape.
+
+        ``size`` is height and width of the part of each image that is no padding, in whose pixels the boxes are.
+        """
+        _check_images(self.program, images)
+        boxes, scores, labels = self.function(jnp.asarray(images), jnp.asarray(size, jnp.int32))
+        return Detections(boxes, scores, labels, jnp.ones(scores.shape, bool))
+
+
+def _check_images(program: Program, images: Any) -> None:
+    card, kind = program.card, "uint8" if program.normalize else "float32"
+    expected = (*card.image_size, card.in_channels)
+    if images.dtype != kind or images.ndim != 4 or images.shape[1:] != expected or not len(images):
+        what = "pixels 0..255" if program.normalize else "normalised images, (pixels / 255 - mean) / std"
+        raise ValueError(
+            f"this program takes {program.input}, {what}; got {images.dtype}{list(images.shape)}. "
+            "Prepare the images so, or export again with another --image-size or --normalize/--no-normalize"
+        )
 
 
 def sidecar(file: str | Path) -> Path:
@@ -72,7 +107,7 @@ def export_stablehlo(
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     force: bool = False,
 ) -> Program:
-    """Write ``images -> logits`` with the parameters inside, for any batch size, and its JSON; see ``load_exported``.
+    """Write a program with the parameters inside, for any batch size, and its JSON; see ``load_exported``.
 
     Height and width are those of the card. ``normalize``: uint8 pixels in; else floats that are normalised already.
     Raises FileExistsError unless ``force``, ValueError for an unknown platform and for parameters of over 2 GiB, and
@@ -88,8 +123,8 @@ def export_stablehlo(
     program = Program(
         card=source.card,
         normalize=normalize,
-        input=_text(exported.in_avals[0]),
-        output=_text(exported.out_avals[0]),
+        input=", ".join(map(_text, exported.in_avals)),
+        output=", ".join(map(_text, exported.out_avals)),
         platforms=tuple(exported.platforms),
         sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -109,14 +144,44 @@ def _exported(source: ModelFile, normalize: bool, platforms: tuple[str, ...]) ->
             "export it with --format safetensors"
         )
 
+    height, width = card.image_size
+    shape = export.symbolic_shape(f"b, {height}, {width}, {card.in_channels}")
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8 if normalize else jnp.float32)
+    if card.task == "detection":
+        size = jax.ShapeDtypeStruct((shape[0], 2), jnp.int32)
+        return export.export(jax.jit(_detect(source, normalize)), platforms=platforms)(images, size)
+    return export.export(jax.jit(_classify(source, normalize)), platforms=platforms)(images)
+
+
+def _classify(source: ModelFile, normalize: bool) -> Callable[..., Array]:
+    model, state, card = source
+
     def run(images: Shaped[Array, "b h w c"]) -> Float[Array, "b k"]:
         pixels = normalize_pixels(images, card.mean, card.std) if normalize else images
         return model(jnp.asarray(pixels), state)[0]
 
-    height, width = card.image_size
-    shape = export.symbolic_shape(f"b, {height}, {width}, {card.in_channels}")
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8 if normalize else jnp.float32)
-    return export.export(jax.jit(run), platforms=platforms)(images)
+    return run
+
+
+def _detect(source: ModelFile, normalize: bool) -> Callable[..., tuple[Array, Array, Array]]:
+    model, state, card = source
+    decode = decode_softmax if isinstance(model, DETR) else decode_sigmoid
+
+    def run(images: Shaped[Array, "b h w c"], size: Int[Array, "b 2"]) -> tuple[Array, Array, Array]:
+        inputs = normalize_padded(images, size, card.mean, card.std) if normalize else PaddedImages(images, size)
+        found = decode(model(inputs, state)[0], size)
+        return found.boxes, found.scores, found.labels
+
+    return run if isinstance(model, DETR) else _one_by_one(run)
+
+
+def _one_by_one(run: Callable[..., tuple[Array, Array, Array]]) -> Callable[..., tuple[Array, Array, Array]]:
+    """One image after the other: deformable sampling needs a batch whose size is known when it is exported."""
+
+    def mapped(images: Shaped[Array, "b h w c"], size: Int[Array, "b 2"]) -> tuple[Array, Array, Array]:
+        return lax.map(lambda each: jax.tree.map(lambda x: x[0], run(each[0][None], each[1][None])), (images, size))
+
+    return mapped
 
 
 def _checked_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
@@ -132,7 +197,7 @@ def _text(aval: Any) -> str:
     return f"{aval.dtype}[{', '.join(map(str, aval.shape))}]"
 
 
-def load_exported(file: str | Path) -> ExportedModel:
+def load_exported(file: str | Path) -> ExportedModel | ExportedDetector:
     """The program of a StableHLO file and what its JSON says. Needs no eqvision model and no checkpoint.
 
     Raises FileNotFoundError where one of the two is missing, ValueError where they are damaged or do not belong
@@ -146,7 +211,8 @@ def load_exported(file: str | Path) -> ExportedModel:
         raise ValueError(
             f"{file} is damaged, or {sidecar(file)} belongs to another file: the SHA-256 differs; export it again"
         )
-    return ExportedModel(program, jax.jit(export.deserialize(bytearray(content)).call))
+    kind = ExportedDetector if program.card.task == "detection" else ExportedModel
+    return kind(program, jax.jit(export.deserialize(bytearray(content)).call))
 
 
 def _read_program(file: Path) -> Program:

@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import numpy as np
 
-from eqvision.classifiers import Classifier
 from eqvision.export.card import Card, ModelFile, with_tensors
 from eqvision.export.files import refuse_existing, write_whole
 from eqvision.pretrained.leaf_names import named_tensors
@@ -33,7 +33,7 @@ def export_safetensors(source: ModelFile, file: str | Path, *, force: bool = Fal
     return source.card
 
 
-def load_safetensors(file: str | Path) -> tuple[Classifier, eqx.nn.State]:
+def load_safetensors(file: str | Path) -> tuple[Any, eqx.nn.State]:
     """The model and its statistics, as ``eqvision.create`` would give them.
 
     Raises FileNotFoundError, and ValueError where the file is damaged, not written by eqvision, or where its tensors
@@ -86,7 +86,8 @@ def _open(file: str | Path, *, tensors: bool = True) -> tuple[dict[str, str], di
 
 def _card(file: str | Path, header: dict[str, str]) -> Card:
     fields = dataclasses.fields(Card)
-    missing = [f.name for f in fields if f.name not in header and f.default_factory is dataclasses.MISSING]
+    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [name for name in needed if name not in header]
     if missing:
         raise ValueError(
             f"{file} was not written by eqvision export: its header lacks {', '.join(missing)}. "

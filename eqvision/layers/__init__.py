@@ -3,6 +3,8 @@
 from eqvision.layers.attention import Attention, Implementation, attention
 from eqvision.layers.batch_norm import BatchNorm, FrozenBatchNorm, batch_norm
 from eqvision.layers.conv import Conv, EpsOn, Padding, StandardizedConv, average_pool, convolve, max_pool
+from eqvision.layers.conv_transpose import ConvTranspose, bilinear_upsampling
+from eqvision.layers.deform_conv import DeformConv
 from eqvision.layers.deformable_attention import DeformableAttention
 from eqvision.layers.deformable_transformer import DeformableDecoder, DeformableEncoder
 from eqvision.layers.detr_transformer import DETRDecoder, DETRDecoderLayer, DETREncoder, DETREncoderLayer
@@ -11,6 +13,7 @@ from eqvision.layers.init import he_normal_fan_out, lecun_normal, normal, trunca
 from eqvision.layers.linear import Initializer, Linear
 from eqvision.layers.mlp import MLP, Activation, GatedMLP, activate
 from eqvision.layers.norm import GroupNorm, LayerNorm, RMSNorm, layer_norm
+from eqvision.layers.normed_conv import NormedConv, NormKind, build_norm
 from eqvision.layers.patch import PatchEmbed, PatchEmbed3D
 from eqvision.layers.position import (
     PositionEmbedding1D,
@@ -21,6 +24,7 @@ from eqvision.layers.position import (
     sincos_2d,
     sincos_3d,
 )
+from eqvision.layers.relative_attention import RelativeAttention
 from eqvision.layers.sine_position import sine_position, size_mask
 from eqvision.layers.torch_init import torch_conv, torch_linear
 from eqvision.layers.transformer import MLPKind, Remat, TransformerBlock, TransformerStack, rematerialised
@@ -31,10 +35,12 @@ __all__ = [
     "Attention",
     "BatchNorm",
     "Conv",
+    "ConvTranspose",
     "DETRDecoder",
     "DETRDecoderLayer",
     "DETREncoder",
     "DETREncoderLayer",
+    "DeformConv",
     "DeformableAttention",
     "DeformableDecoder",
     "DeformableEncoder",
@@ -49,12 +55,15 @@ __all__ = [
     "Linear",
     "MLPKind",
     "MissingKeyError",
+    "NormKind",
+    "NormedConv",
     "Padding",
     "PatchEmbed",
     "PatchEmbed3D",
     "PositionEmbedding1D",
     "PositionEmbedding2D",
     "RMSNorm",
+    "RelativeAttention",
     "Remat",
     "SinCos2D",
     "StandardizedConv",
@@ -64,6 +73,8 @@ __all__ = [
     "attention",
     "average_pool",
     "batch_norm",
+    "bilinear_upsampling",
+    "build_norm",
     "convolve",
     "drop_path",
     "dropout",

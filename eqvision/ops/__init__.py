@@ -1,5 +1,14 @@
 """Pure functions without parameters."""
 
+from eqvision.ops.anchors import (
+    ANCHOR_RULES,
+    AnchorRule,
+    anchor_grid,
+    anchors_on_image,
+    cell_anchors,
+    pyramid_anchors,
+    strides_of,
+)
 from eqvision.ops.assignment import (
     MATCHERS,
     Matcher,
@@ -10,6 +19,15 @@ from eqvision.ops.assignment import (
     matcher_by_name,
     scipy_assignment,
     sinkhorn,
+)
+from eqvision.ops.box_coder import (
+    CASCADE_WEIGHTS,
+    LARGEST_LOG_SCALE,
+    ROI_WEIGHTS,
+    RPN_WEIGHTS,
+    decode_and_clip,
+    decode_boxes,
+    encode_boxes,
 )
 from eqvision.ops.boxes import (
     box_area,
@@ -27,37 +45,93 @@ from eqvision.ops.boxes import (
     xyxy_to_xywh,
 )
 from eqvision.ops.collectives import DATA_AXES, global_sum, vary_like, varying_axes
+from eqvision.ops.deform_conv import deform_conv
 from eqvision.ops.deformable import multi_scale_deformable_sampling
+from eqvision.ops.iou_assignment import ROI_RULES, RPN_RULES, IouAssignment, IouRule, assign_by_iou, matched_boxes
+from eqvision.ops.mask_ops import (
+    CroppedMasks,
+    PasteRule,
+    crop_mask,
+    crop_masks,
+    paste_mask,
+    paste_masks,
+    pasted_run_lengths,
+)
+from eqvision.ops.nms import CLASS_RULES, Selection, nms, select_best
 from eqvision.ops.resize import resize_images
+from eqvision.ops.roi_align import LevelRule, RoIFeatures, fpn_levels, roi_align
+from eqvision.ops.samplers import Sample, drawn_rows, sample_balanced
+from eqvision.ops.soft_nms import matrix_nms, soft_nms
 from eqvision.ops.torch_resize import resize_bicubic, resize_bilinear, resize_nearest
 
 __all__ = [
+    "ANCHOR_RULES",
+    "CASCADE_WEIGHTS",
+    "CLASS_RULES",
     "DATA_AXES",
+    "LARGEST_LOG_SCALE",
     "MATCHERS",
+    "ROI_RULES",
+    "ROI_WEIGHTS",
+    "RPN_RULES",
+    "RPN_WEIGHTS",
+    "AnchorRule",
+    "CroppedMasks",
+    "IouAssignment",
+    "IouRule",
+    "LevelRule",
     "Matcher",
+    "PasteRule",
+    "RoIFeatures",
+    "Sample",
+    "Selection",
+    "anchor_grid",
+    "anchors_on_image",
+    "assign_by_iou",
     "box_area",
+    "cell_anchors",
     "check_costs",
     "clip_boxes",
+    "crop_mask",
+    "crop_masks",
     "cxcywh_to_xyxy",
+    "decode_and_clip",
+    "decode_boxes",
+    "deform_conv",
+    "drawn_rows",
     "elementwise_ciou",
     "elementwise_diou",
     "elementwise_giou",
     "elementwise_iou",
+    "encode_boxes",
+    "fpn_levels",
     "global_sum",
     "greedy",
     "hungarian",
     "lazy",
+    "matched_boxes",
     "matcher_by_name",
+    "matrix_nms",
     "multi_scale_deformable_sampling",
+    "nms",
     "pairwise_giou",
     "pairwise_iou",
     "pairwise_l1",
+    "paste_mask",
+    "paste_masks",
+    "pasted_run_lengths",
+    "pyramid_anchors",
     "resize_bicubic",
     "resize_bilinear",
     "resize_images",
     "resize_nearest",
+    "roi_align",
+    "sample_balanced",
     "scipy_assignment",
+    "select_best",
     "sinkhorn",
+    "soft_nms",
+    "strides_of",
     "vary_like",
     "varying_axes",
     "xywh_to_xyxy",

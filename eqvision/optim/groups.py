@@ -1,9 +1,12 @@
 """Which parameters decay, train, and at what share of the learning rate: by their names in the tree.
 
 Names are the fields on the way to a leaf, joined by dots, such as ``backbone.encoder.blocks.attention.query.weight``.
-Blocks of a model are what its fields call ``blocks``, ``stages.0.3``, ``stages.0.first``, ``stages.0.rest`` or
-``hidden.0``. The fields ``blocks`` and ``rest`` hold equal blocks stacked along a leading axis, which no rule about
-the shape of a parameter counts.
+Blocks of a model are what its fields call ``blocks``, ``stages.0.3``, ``stages.0.first``, ``stages.0.rest``,
+``hidden.0``, ``encoder.layers`` or ``decoder.layers``. The fields ``blocks``, ``rest`` and ``layers`` of these hold
+equal blocks stacked along a leading axis, which no rule about the shape of a parameter counts.
+
+A frozen batch norm (``layers.FrozenBatchNorm``) keeps its scale and shift beside its statistics, in ``running_mean``
+and ``running_var``. These four are constants: no configuration trains or decays them.
 """
 
 import re
@@ -21,7 +24,9 @@ from eqvision.recipes.config import OptimizerConfig
 
 Leaf = Array | jax.ShapeDtypeStruct  # names and shapes are all that counts
 
-_BLOCK = re.compile(r"(?:.*?\.)?(?:blocks(?:\.\d+)?|stages\.\d+\.(?:first|rest|\d+)|hidden\.\d+)(?=\.|$)")
+_BLOCK = re.compile(
+    r"(?:.*?\.)?(?:blocks(?:\.\d+)?|stages\.\d+\.(?:first|rest|\d+)|hidden\.\d+|(?:en|de)coder\.layers)(?=\.|$)"
+)
 
 
 class ParameterSettings(NamedTuple):
@@ -52,7 +57,7 @@ def block_name(name: str) -> str | None:
 def is_stacked(name: str) -> bool:
     """Whether the leaf's first axis counts equal blocks."""
     block = block_name(name)
-    return block is not None and block.rsplit(".", 1)[-1] in ("blocks", "rest")
+    return block is not None and block.rsplit(".", 1)[-1] in ("blocks", "rest", "layers")
 
 
 def layer_axes(name: str, ndim: int) -> tuple[int, ...]:
@@ -71,8 +76,18 @@ def decay_mask(params: PyTree) -> PyTree[bool]:
     return jax.tree.map_with_path(lambda path, leaf: is_matrix(leaf_name(path), leaf.ndim), params)
 
 
+def fixed_names(names: Iterable[str]) -> set[str]:
+    """Those of ``names`` that belong to a frozen batch norm: what lies beside a ``running_mean``."""
+    names = list(names)
+    norms = {name.rpartition(".")[0] for name in names if name.rpartition(".")[2] == "running_mean"}
+    return {name for name in names if name.rpartition(".")[0] in norms}
+
+
 def frozen_mask(config: OptimizerConfig, params: PyTree) -> PyTree[bool]:
-    """True for the parameters that ``config.freeze`` names. Raises UnknownNameError for a pattern without a match."""
+    """True for the parameters that do not train: constants, and those that ``config.freeze`` names.
+
+    Raises UnknownNameError for a pattern without a match.
+    """
     settings = parameter_settings(config, params)
     return jax.tree.map_with_path(lambda path, _: settings[leaf_name(path)].frozen, params)
 
@@ -81,13 +96,15 @@ def parameter_settings(config: OptimizerConfig, params: PyTree) -> dict[str, Par
     """The settings of every leaf, by name, from the regular expressions and the layer decay of the configuration.
 
     A pattern is searched for anywhere in the name (``^`` and ``$`` tie it down); of several, the first that matches
-    counts. Raises UnknownNameError for a pattern that matches nothing, ValueError for one that is no regular
-    expression, for a configuration that freezes everything, and for a layer decay without blocks.
+    counts. Frozen batch norms are frozen whatever the patterns say.
+
+    Raises UnknownNameError for a pattern that matches nothing, ValueError for one that is no regular expression, for a
+    configuration that freezes everything, and for a layer decay without blocks.
     """
     leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     multipliers = _first_matches(config.learning_rate_multipliers, leaves, "learning-rate-multipliers")
     decays = _first_matches(config.weight_decays, leaves, "weight-decays")
-    frozen = _first_matches(dict.fromkeys(config.freeze, 1.0), leaves, "freeze")
+    frozen = {*_first_matches(dict.fromkeys(config.freeze, 1.0), leaves, "freeze"), *fixed_names(leaves)}
     if leaves and len(frozen) == len(leaves):
         patterns = " ".join(config.freeze)
         raise ValueError(f"--optimizer.freeze {patterns} freezes all {len(leaves)} parameters; leave some to train")

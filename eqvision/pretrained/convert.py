@@ -18,6 +18,8 @@ from eqvision.pretrained.leaf_names import named_arrays
 from eqvision.pretrained.load import layout_options
 from eqvision.zoo import row_of
 
+STORED = ("norm", "num_queries")  # options that only say which tensors there are
+
 
 def target_layout(model: Model, state: eqx.nn.State, to: str, source: str | None = None) -> Layout:
     """The layout called ``to``, or the one of the origin ``to`` (timm, hf, torchvision, google ...) for the model.
@@ -33,7 +35,7 @@ def target_layout(model: Model, state: eqx.nn.State, to: str, source: str | None
         raise _impossible(to, possible)
     if to not in origins():
         raise nearest(to, ["eqvision", *origins(), *LAYOUTS], "layout or origin")
-    found = [each for each in possible if to in _origins(each)]
+    found = [each for each in possible if to in _origins(each) and each.computes(model)]
     if not found:
         raise _impossible(to, possible)
     return next((each for each in found if each.name == source), found[0])
@@ -80,7 +82,8 @@ def computed_otherwise(
     name: str, options: Mapping[str, Any], layout: Layout, config: Mapping[str, Any] | None
 ) -> list[str]:
     """What the models of ``layout`` compute otherwise than the weights were trained with: ``eps: 1e-12 -> 1e-06``."""
-    here, there = builder_options(name, options), builder_options(name, layout_options(layout, config))
+    stored = {key: value for key, value in options.items() if key in STORED}
+    here, there = builder_options(name, options), builder_options(name, {**layout_options(layout, config), **stored})
     return [f"{key}: {here[key]} -> {there[key]}" for key in here if here[key] != there.get(key, here[key])]
 
 

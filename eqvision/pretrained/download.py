@@ -15,15 +15,18 @@ log = logging.getLogger("eqvision.pretrained")
 
 PIECE = 1 << 20  # bytes read at once
 PATIENCE = 30  # seconds without a single byte
+BROWSERS_ONLY = ("drive.google.com",)  # a program gets a page that asks questions
 
 
 def place_of(url: str) -> Path:
     """Where the file of an https URL is kept: the cache folder's ``weights/HOST/PATH``.
 
-    Raises ValueError for another kind of URL, and for a path with ``..``.
+    A fragment is the name that the file has there, where the address does not show it. Raises ValueError for another
+    kind of URL, and for a path with ``..``.
     """
     parts = urlsplit(url)
     path = PurePosixPath(unquote(parts.path).lstrip("/"))
+    path = path.with_name(parts.fragment) if parts.fragment else path
     if parts.scheme != "https" or not parts.hostname or not path.name or ".." in path.parts:
         raise ValueError(f"{url!r} is no URL of a file; expected https://HOST/PATH/FILE")
     return cache_folder() / "weights" / parts.hostname / path
@@ -51,6 +54,8 @@ def _download(url: str, file: Path) -> None:
     from http.client import HTTPException
     from urllib.request import Request, urlopen
 
+    if urlsplit(url).hostname in BROWSERS_ONLY:
+        raise FileNotFoundError(absent(url, file, "this host gives files to browsers alone"))
     log.info("downloading %s to %s", url, file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

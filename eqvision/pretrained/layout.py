@@ -54,6 +54,8 @@ class Layout:
     """The leaf whose inputs are the channels of the image."""
     classes: str = "head.linear.bias"
     """The leaf whose last axis is the number of classes."""
+    computes: Callable[[Any], bool] = lambda model: True
+    """Whether the original library can compute such a model, and not only hold its weights."""
     no_object: int = 0
     """How many of its outputs stand for no class: 1 in DETR."""
     kind: type = Classifier

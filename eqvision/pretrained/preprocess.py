@@ -28,9 +28,14 @@ def card_of(name: str, source: str | Path | None) -> Card | None:
         return own[0] if own else None
     text = str(source)
     for card in own:
-        if text in (card.tag, card.location) or Path(text).name == card.location.rpartition("/")[2]:
+        if text in (card.tag, card.location) or Path(text).name == published_name(card.location):
             return card
     return None
+
+
+def published_name(location: str) -> str:
+    """What a card's file is called."""
+    return location.rpartition("#")[2].rpartition("/")[2]
 
 
 def known_preprocessing(name: str, source: str | Path | None, path: Path) -> Found | None:

@@ -100,7 +100,7 @@ class Classification:
         key: PRNGKeyArray,
         counts: Float[Array, ""],
         teacher: Teacher | None,
-    ) -> tuple[Float[Array, ""], eqx.nn.State]:
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], eqx.nn.State]:
         images, labels = self._augmented(batch, key)
         images = jnp.asarray(images, jnp.dtype(self.config.loop.compute_dtype))
         features, new = model.features(images, stats, train=True, key=key)
@@ -108,7 +108,7 @@ class Classification:
         values, weights = self.task.loss(outputs, batch._replace(labels=labels))
         if teacher is not None:
             values = _distilled(values, outputs, features, images, teacher, self.config.distill)
-        return weighted_sums(values, weights, axis_names=())[0] / jnp.where(counts == 0, 1.0, counts), new
+        return weighted_sums(values, weights, axis_names=())[0] / jnp.where(counts == 0, 1.0, counts), {}, new
 
     def _augmented(self, batch: ClassificationBatch, key: PRNGKeyArray) -> tuple[Array, Array]:
         images = jnp.asarray(normalize(batch.images, self.config.data.mean, self.config.data.std))

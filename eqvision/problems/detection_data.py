@@ -1,9 +1,11 @@
 """Sources, transforms and shapes of a detection run, from its configuration."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from eqvision.data.detection import (
     Buckets,
+    Categories,
     CocoDetection,
     DetectionTransform,
     DigitScenes,
@@ -16,7 +18,11 @@ from eqvision.data.detection import (
     one_canvas,
     random_crop_train,
 )
+from eqvision.data.listing import SPLITS
+from eqvision.names import nearest
 from eqvision.recipes.detection_config import DetectionDataConfig
+
+LAYOUT = "annotations/{train,val}.json and the images in {train,val}/"
 
 
 class Plan(NamedTuple):
@@ -26,16 +32,44 @@ class Plan(NamedTuple):
     buckets: Buckets
 
 
-def load_detection(data: DetectionDataConfig, in_channels: int, split: str) -> Any:
-    """The images of a split. Raises ValueError where the configuration names no path, and what sources raise."""
+def load_detection(
+    data: DetectionDataConfig, in_channels: int, split: str, categories: Categories | None = None
+) -> Any:
+    """The images of a split, labelled by ``categories`` where they are given; a path that is a file is the split.
+
+    Raises ValueError where the configuration names no path, for a split without images and for one with a category
+    that is not in ``categories``; UnknownNameError for an unknown split; and what sources raise.
+    """
     if data.kind == "digits":
         length = data.length if split == "train" else None
         return DigitScenes(split, size=data.size, channels=in_channels, length=length, masks=False)
     if not data.path:
-        raise ValueError(
-            "data.kind 'coco' needs a path: --data.path PATH, an instances file or a folder with annotations/*.json"
-        )
-    return CocoDetection(data.path, split, in_channels=in_channels, on_corrupt=data.on_corrupt)
+        raise ValueError(f"data.kind 'coco' needs a path: --data.path PATH, a folder with {LAYOUT}")
+    if split not in SPLITS:
+        raise nearest(split, list(SPLITS), "split of --data.path")
+    one_file = Path(data.path).expanduser().is_file()
+    source = CocoDetection(
+        data.path,
+        None if one_file else split,
+        categories=categories,
+        in_channels=in_channels,
+        on_corrupt=data.on_corrupt,
+    )
+    if not len(source):
+        raise ValueError(f"{source.json} lists no images")
+    if not source.class_names:
+        raise ValueError(f"{source.json} lists no categories, so there is nothing to tell apart")
+    return source
+
+
+def check_splits(data: DetectionDataConfig) -> None:
+    """Raise ValueError where the path is one file and where both splits are the same."""
+    if data.kind == "digits":
+        return
+    if Path(data.path).expanduser().is_file():
+        raise ValueError(f"--data.path {data.path} is one file, and training needs two splits: a folder with {LAYOUT}")
+    if data.train_split == data.test_split:
+        raise ValueError(f"--data.train-split and --data.test-split are both {data.train_split}; evaluate on another")
 
 
 def train_plan(data: DetectionDataConfig) -> Plan:
@@ -44,7 +78,7 @@ def train_plan(data: DetectionDataConfig) -> Plan:
         transform = detr_train(scales=data.scales, longest=data.longest, flip=flip, color_jitter=jitter)
         return Plan(transform, _buckets(data))
     if data.transform == "lsj":
-        return Plan(large_scale_jitter(data.size, flip=flip, color_jitter=jitter), canvas)
+        return Plan(large_scale_jitter(data.size, scale=data.jitter, flip=flip, color_jitter=jitter), canvas)
     if data.transform == "crop":
         sides = (min(data.size) // 2, max(data.size))
         return Plan(random_crop_train(data.size, crop=sides, flip=flip, color_jitter=jitter), canvas)

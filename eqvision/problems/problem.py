@@ -60,8 +60,9 @@ class Problem(Protocol):
 
     def loss(
         self, model: Any, stats: eqx.nn.State, batch: Any, key: PRNGKeyArray, counts: Counts, teacher: Any
-    ) -> tuple[Float[Array, ""], eqx.nn.State]:
-        """These rows' share of the loss of the whole batch, whose ``counts`` are given, and the new statistics."""
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], eqx.nn.State]:
+        """These rows' share of the loss of the whole batch, whose ``counts`` are given; its share of each term to be
+        logged, by name; and the new statistics."""
         ...
 
     def evaluator(self, mesh: Mesh) -> Any:

@@ -1,5 +1,7 @@
 """Recipes: functions that return the configuration of a run. ``RECIPES`` is the whole registry."""
 
+from eqvision.recipes.coco_deformable_detr import coco_deformable_detr_r50
+from eqvision.recipes.coco_detr import coco_detr_r50
 from eqvision.recipes.config import (
     AugmentConfig,
     CheckpointConfig,
@@ -15,6 +17,7 @@ from eqvision.recipes.config import (
     TaskConfig,
     TrainConfig,
 )
+from eqvision.recipes.detect import detect
 from eqvision.recipes.detection_config import DetectionConfig, DetectionDataConfig, DetectorConfig
 from eqvision.recipes.digits import digits
 from eqvision.recipes.digits_detr import digits_detr
@@ -24,7 +27,15 @@ from eqvision.recipes.serialise import difference, from_dict, overlay, to_dict
 RunConfig = TrainConfig | DetectionConfig
 """What the loop runs."""
 
-RECIPES = {"arrays": arrays, "digits": digits, "digits_detr": digits_detr, "folder": folder}
+RECIPES = {
+    "arrays": arrays,
+    "coco_deformable_detr_r50": coco_deformable_detr_r50,
+    "coco_detr_r50": coco_detr_r50,
+    "detect": detect,
+    "digits": digits,
+    "digits_detr": digits_detr,
+    "folder": folder,
+}
 
 __all__ = [
     "RECIPES",
@@ -46,6 +57,9 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "arrays",
+    "coco_deformable_detr_r50",
+    "coco_detr_r50",
+    "detect",
     "difference",
     "digits",
     "digits_detr",

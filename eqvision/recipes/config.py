@@ -269,7 +269,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of initialisation, sample order, augmentation and dropout."""
     init: str = ""
-    """Run folder whose parameters the run starts from; a head of another width starts fresh."""
+    """What the run starts from: a run folder, or published weights as MODEL or MODEL:SOURCE (file, hf:organisation/
+    repository, URL or tag); a head of another width starts fresh."""
     allow_config_change: bool = False
     """Resume although options differ that change the numbers of the run."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -24,6 +24,11 @@ class DetectorConfig:
     """1 reads images as grey, 3 as RGB."""
     num_classes: int | None = None
     """Number of classes; None takes it from the data."""
+    num_queries: int | None = None
+    """Most objects that can be found in an image; None keeps the model's default."""
+    norm: Literal["frozen", "batch"] | None = None
+    """Batch norms of the backbone: frozen (constant, for pretrained weights) or batch (trained); None keeps the
+    model's default."""
     dropout: float | None = None
     """Fraction of activations dropped in training; None keeps the model's default."""
     remat: Literal["none", "dots", "full"] | None = None
@@ -39,7 +44,7 @@ class DetectionDataConfig:
     kind: Literal["coco", "digits"] = "coco"
     """coco: a COCO instances file with its images. digits: scenes of embedded handwritten digits."""
     path: str = ""
-    """JSON file, or a folder with annotations/*.json and the images of each split; not used by `digits`."""
+    """Folder with annotations/*.json and the images of each split; not used by `digits`."""
     train_split: str = "train"
     """Split to train on."""
     test_split: str = "val"
@@ -48,13 +53,15 @@ class DetectionDataConfig:
     """digits: number of training scenes; None takes 4096."""
     transform: Literal["detr", "crop", "lsj", "fixed"] = "fixed"
     """detr: multi-scale with crops. crop: a random region in half of the cases, then the fixed size. lsj: large-scale
-    jitter. fixed: both sides to the size. Each with flips, but for digits."""
+    jitter, which keeps the shape of images and pads. fixed: both sides to the size. Each with `flip`."""
     size: tuple[int, int] = (320, 320)
     """Height and width of the batch's images; detr: of the largest bucket, which holds every scale."""
     scales: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
     """detr: lengths of the shorter side in training, of which the last is that of evaluation."""
     longest: int = 1333
     """detr: largest length of the longer side."""
+    jitter: tuple[float, float] = (0.1, 2.0)
+    """lsj: smallest and largest factor of the size in training; evaluation has 1."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.0
@@ -80,7 +87,8 @@ class DetectionConfig:
     seed: int = 0
     """Seed of initialisation, sample order, augmentation and dropout."""
     init: str = ""
-    """Run folder whose parameters the run starts from: a detector's, or an image classifier's for the backbone."""
+    """What the run starts from: a run folder, or published weights as MODEL or MODEL:SOURCE (file, hf:organisation/
+    repository, URL or tag); of a detector, or of an image classifier for the backbone. Other classes start fresh."""
     allow_config_change: bool = False
     """Resume although options differ that change the numbers of the run."""
     model: DetectorConfig = field(default_factory=DetectorConfig)

@@ -25,5 +25,5 @@ def digits_detr() -> DetectionConfig:
             learning_rate_multipliers={r"sampling_offsets|reference": 0.1},
         ),
         schedule=ScheduleConfig(warmup_steps=200),
-        loop=LoopConfig(epochs=20.0, batch_size=16, eval_batch_size=32, log_every=32, eval_every=512),
+        loop=LoopConfig(epochs=8.0, batch_size=16, eval_batch_size=32, log_every=32, eval_every=512),
     )

@@ -6,6 +6,8 @@ from eqvision.data.detection.annotations import DetectionExample as DetectionExa
 from eqvision.data.detection.annotations import Polygons as Polygons
 from eqvision.data.detection.annotations import Segmentation as Segmentation
 from eqvision.data.detection.annotations import UncompressedRLE as UncompressedRLE
+from eqvision.data.detection.box_masks import mask_in_box as mask_in_box
+from eqvision.data.detection.box_masks import masks_in_boxes as masks_in_boxes
 from eqvision.data.detection.buckets import Buckets as Buckets
 from eqvision.data.detection.buckets import bucket_for as bucket_for
 from eqvision.data.detection.buckets import coco_buckets as coco_buckets
@@ -14,6 +16,10 @@ from eqvision.data.detection.buckets import smallest_bucket as smallest_bucket
 from eqvision.data.detection.coco import Categories as Categories
 from eqvision.data.detection.coco import CocoDetection as CocoDetection
 from eqvision.data.detection.coco import Dropped as Dropped
+from eqvision.data.detection.coco_classes import COCO_STUFF as COCO_STUFF
+from eqvision.data.detection.coco_classes import COCO_THINGS as COCO_THINGS
+from eqvision.data.detection.coco_classes import coco_category_ids as coco_category_ids
+from eqvision.data.detection.coco_classes import coco_class_names as coco_class_names
 from eqvision.data.detection.collate import Collate as Collate
 from eqvision.data.detection.convert import Conversion as Conversion
 from eqvision.data.detection.convert import convert_to_coco as convert_to_coco

@@ -3,7 +3,7 @@
 import fnmatch
 
 from eqvision.names import UnknownNameError, nearest
-from eqvision.pretrained.cards import bit_mixer, convnext_swin, hugging_face, resnet, vit, vit_facebook
+from eqvision.pretrained.cards import bit_mixer, convnext_swin, detr, hugging_face, resnet, vit, vit_facebook
 from eqvision.pretrained.cards.card import Card, Preprocessing
 
 CARDS: tuple[Card, ...] = (
@@ -13,6 +13,7 @@ CARDS: tuple[Card, ...] = (
     *bit_mixer.CARDS,
     *convnext_swin.CARDS,
     *hugging_face.CARDS,
+    *detr.CARDS,
 )
 
 

@@ -24,6 +24,8 @@ class Preprocessing:
     crop_fraction: float = 0.875
     """The shorter side is resized to the size over this share, then the middle is cut out; 0 resizes both sides to the
     size and cuts nothing, as Hugging Face's ViTImageProcessor does."""
+    longest: int = 0
+    """Detectors: the shorter side is resized to the size, unless the longer one would be over this; 0: not so."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Card:
     layout: str
     """Names of its tensors, a key of ``LAYOUTS``."""
     location: str
-    """``hf:organisation/repository[:file]``, or an https address."""
+    """``hf:organisation/repository[:file]``, or an https address; ``#NAME`` is what the file is called there."""
     sha256: str | None
     """Digest of the file, or the first hex digits of it where only those are published; None: not published."""
     licence: str

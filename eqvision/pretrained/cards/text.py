@@ -45,5 +45,7 @@ def describe_preprocessing(preprocessing: Preprocessing) -> str:
     size, fraction = preprocessing.size, preprocessing.crop_fraction
     shorter = int(size / fraction) if fraction else 0
     resized = f"shorter side to {shorter}, middle {size}x{size}" if fraction else f"both sides to {size}"
+    if preprocessing.longest:
+        resized = f"shorter side to {size}, longer side at most {preprocessing.longest}"
     mean, std = (" ".join(f"{value:g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
     return f"{resized} ({preprocessing.interpolation}), mean {mean}, std {std}"

@@ -25,7 +25,7 @@ from eqvision.pretrained.layouts.deformable_detr_blocks import (
     one_name_each,
     outer_rules,
 )
-from eqvision.pretrained.layouts.detr_blocks import affine, backbone_rules, hf_backbone_rules, linear
+from eqvision.pretrained.layouts.detr_blocks import affine, backbone_rules, hf_backbone_rules, keeps_stride, linear
 from eqvision.pretrained.rules import Rule, Tensors
 
 BackboneRules = Callable[[ResNet, str], list[Rule]]
@@ -97,13 +97,15 @@ def _layout(name: str, source: str, backbone: BackboneRules, first: str) -> Layo
         ),
         ignored=("*.num_batches_tracked",),
         check=check,
+        computes=is_resnet if backbone is backbone_rules else keeps_stride,
         first_conv="backbone.stem.conv.weight",
         classes="head.classes.bias",
     )
 
 
 HF = "transformers DeformableDetrForObjectDetection"
+# transformers' own ResNet comes first: it needs no other package there.
 LAYOUTS = (
-    _layout("hf_deformable_detr", f"{HF}, timm backbone", backbone_rules, "conv1"),
     _layout("hf_deformable_detr_no_timm", HF, hf_backbone_rules, "embedder.embedder.convolution"),
+    _layout("hf_deformable_detr", f"{HF}, timm backbone", backbone_rules, "conv1"),
 )

@@ -1,6 +1,6 @@
 """What layouts of DETR share: the backbone, the layers of the transformer, the heads."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from eqvision.backbones import ResNet
 from eqvision.detectors import DETR
@@ -102,6 +102,11 @@ def mask_rules(model: DETR) -> list[Rule]:
 
 def _conv(ours: str, theirs: str) -> list[Rule]:
     return [Rule(f"{ours}.weight", f"{theirs}.weight", CONV), Rule(f"{ours}.bias", f"{theirs}.bias")]
+
+
+def keeps_stride(model: Any) -> bool:
+    """Whether the last stage is strided: transformers' own ResNet knows no dilation, only timm's does."""
+    return model.backbone.strides[-1] == 32
 
 
 def is_resnet(model: DETR) -> bool:

@@ -19,6 +19,7 @@ from eqvision.pretrained.layouts.detr_blocks import (
     backbone_rules,
     hf_backbone_rules,
     is_resnet,
+    keeps_stride,
     linear,
     mask_rules,
     outer_rules,
@@ -91,6 +92,7 @@ def _layout(name: str, source: str, backbone: BackboneRules, first: str, *, mask
         unlike=("model.level_embed",),
         ignored=("*.num_batches_tracked",),
         check=check,
+        computes=is_resnet if backbone is backbone_rules else keeps_stride,
         first_conv="backbone.stem.conv.weight",
         classes="head.classes.bias",
         no_object=1,
@@ -98,9 +100,10 @@ def _layout(name: str, source: str, backbone: BackboneRules, first: str, *, mask
 
 
 TIMM, OWN = "conv1", "embedder.embedder.convolution"
+# transformers' own ResNet comes first: it needs no other package there.
 LAYOUTS = (
-    _layout("hf_detr", "transformers DetrForObjectDetection, timm backbone", backbone_rules, TIMM, masks=False),
     _layout("hf_detr_no_timm", "transformers DetrForObjectDetection", hf_backbone_rules, OWN, masks=False),
-    _layout("hf_detr_panoptic", "transformers DetrForSegmentation, timm backbone", backbone_rules, TIMM, masks=True),
+    _layout("hf_detr", "transformers DetrForObjectDetection, timm backbone", backbone_rules, TIMM, masks=False),
     _layout("hf_detr_panoptic_no_timm", "transformers DetrForSegmentation", hf_backbone_rules, OWN, masks=True),
+    _layout("hf_detr_panoptic", "transformers DetrForSegmentation, timm backbone", backbone_rules, TIMM, masks=True),
 )

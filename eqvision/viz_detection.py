@@ -1,0 +1,109 @@
+"""Pictures of what a detector is trained on: batches with their objects, padding included."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int32, UInt8
+
+from eqvision.detection_pictures import DrawnObjects, Sample, draw_samples
+from eqvision.recipes import DetectionConfig
+from eqvision.train import set_up
+from eqvision.types import DetectionBatch
+from eqvision.viz import host_batch, weight_text
+
+MOST_SIDE = 640  # pixels; larger images are made smaller to be drawn
+STRIPE = 8  # pixels, of the padding
+
+
+class TargetObjects(NamedTuple):
+    """The objects of one image of a batch; boxes xyxy in its pixels."""
+
+    boxes: Float32[np.ndarray, "n 4"]
+    labels: Int32[np.ndarray, " n"]
+
+
+class TrainingObjects(NamedTuple):
+    """The first rows of a batch as the model sees them, with what is to be found in them."""
+
+    images: UInt8[np.ndarray, "b h w c"]
+    sizes: Int[np.ndarray, "b 2"]
+    """Height and width of the part that is image."""
+    objects: tuple[TargetObjects, ...]
+    weights: Float[np.ndarray, " b"]
+    indices: Int[np.ndarray, " b"]
+    class_names: tuple[str, ...]
+    descriptions: tuple[str, ...]
+    size: int
+    """Of the whole batch."""
+
+
+def detection_batch(config: DetectionConfig, step: int, count: int) -> TrainingObjects:
+    """The first ``count`` rows of the batch of ``step`` (from 1, as in metrics.csv), with their targets.
+
+    Raises ValueError for a step or count below 1, and what training raises for a configuration that does not fit.
+    """
+    if step < 1 or count < 1:
+        raise ValueError(f"step={step}, count={count}; steps are counted from 1, and at least one image is drawn")
+    setup = set_up(config)
+    batch: DetectionBatch = host_batch(setup, step)
+    rows = range(min(count, len(batch.images)))
+    source, indices = setup.problem.source, np.asarray(batch.indices)[: len(rows)]
+    return TrainingObjects(
+        np.asarray(batch.images)[: len(rows)],
+        np.asarray(batch.size)[: len(rows)],
+        tuple(_objects(batch, row) for row in rows),
+        np.asarray(batch.weights)[: len(rows)],
+        indices,
+        tuple(source.class_names),
+        tuple(source.describe(int(index)) for index in indices),
+        len(batch.images),
+    )
+
+
+def _objects(batch: DetectionBatch, row: int) -> TargetObjects:
+    targets = batch.targets
+    valid = np.asarray(targets.valid)[row]
+    return TargetObjects(np.asarray(targets.boxes)[row][valid], np.asarray(targets.labels)[row][valid])
+
+
+def draw_detection_batch(batch: TrainingObjects, path: Path, title: str) -> Path:
+    """A grid of the images with boxes and names; padding is striped, and titles give sizes and weights that are not 1.
+
+    The model sees zeros (after normalisation) where there are stripes.
+    """
+    rows = range(len(batch.images))
+    samples = [_sample(batch, row) for row in rows]
+    return draw_samples(samples, batch.class_names, path, columns=min(4, len(samples)), title=title)
+
+
+def _sample(batch: TrainingObjects, row: int) -> Sample:
+    image, size, objects = batch.images[row], batch.sizes[row], batch.objects[row]
+    height, width = int(size[0]), int(size[1])
+    padded = f" in {image.shape[0]}x{image.shape[1]}" if (height, width) != image.shape[:2] else ""
+    count = len(objects.labels)
+    text = f"{batch.descriptions[row]}: {height}x{width}{padded}, {count} object{'s' * (count != 1)}"
+    shown, factor = smaller(striped(image, height, width))
+    weight = weight_text(float(batch.weights[row])).replace("\n", ", ")
+    return Sample(shown, DrawnObjects(objects.boxes * np.float32(factor), objects.labels), text + weight)
+
+
+def striped(image: UInt8[np.ndarray, "h w c"], height: int, width: int) -> UInt8[np.ndarray, "h w c"]:
+    """The image with grey stripes in place of its padding: right of ``width`` and below ``height``."""
+    rows, columns = np.indices(image.shape[:2])
+    stripes = np.where((rows + columns) // STRIPE % 2 == 0, 150, 190).astype(np.uint8)
+    shown = np.repeat(stripes[..., None], image.shape[2], axis=2)
+    shown[:height, :width] = image[:height, :width]
+    return shown
+
+
+def smaller(image: UInt8[np.ndarray, "h w c"]) -> tuple[UInt8[np.ndarray, "h2 w2 c"], float]:
+    """The image with no side above ``MOST_SIDE``, and the factor of its size."""
+    from PIL import Image
+
+    factor = min(1.0, MOST_SIDE / max(image.shape[:2]))
+    if factor == 1.0:
+        return image, factor
+    to = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
+    planes = [Image.fromarray(image[..., channel]).resize(to) for channel in range(image.shape[2])]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1), factor
