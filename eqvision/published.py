@@ -81,7 +81,7 @@ def read_published(
     print(f"images are prepared by {found.origin}", file=sys.stderr)
     count = num_outputs(loaded.model, loaded.state, prepared.size)
     names = known.card.class_names if known.card else known_class_names(loaded.config, count)
-    task = known.card.task if known.card else "single_label"
+    task = _task(known.card)
     classes = names or tuple(f"class {number}" for number in range(count))
     run = Run(_config(name, loaded, prepared, task), classes, loaded.model, loaded.state, 0)
     return Published(run, loaded, prepared, bool(names))
@@ -95,6 +95,14 @@ def _known(name: str, source: str | Path | None, path: Path) -> _Known:
         prepared = Preprocessing(size, card.mean, card.std, card.interpolation, card.crop_fraction)
         return _Known(card, Found(prepared, f"the header of {file}"))
     return _Known(None, known_preprocessing(name, source, path))
+
+
+def _task(card: Card | None) -> TaskKind:
+    if card is None:
+        return "single_label"
+    if card.task == "detection":
+        raise ValueError(f"the file's header says that it holds the detector {card.model}; give that name")
+    return card.task
 
 
 def _own_size(loaded: Loaded) -> int | None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import platform
 import subprocess
@@ -195,7 +196,7 @@ class MetricLog:
         with self._folder.metrics_csv.open("a", newline="") as file:
             csv.DictWriter(file, self._columns(), restval="").writerow(row)
         with self._folder.metrics_jsonl.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_line(row))
 
     def _rewrite(self) -> None:
         if jax.process_index():
@@ -207,7 +208,7 @@ class MetricLog:
             writer.writerows(self._rows)
         temporary.replace(self._folder.metrics_csv)
         temporary = self._folder.metrics_jsonl.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+        temporary.write_text("".join(map(_line, self._rows)))
         temporary.replace(self._folder.metrics_jsonl)
 
 
@@ -216,4 +217,14 @@ def read_rows(folder: RunFolder) -> list[Row]:
     if not folder.metrics_jsonl.exists():
         return []
     whole, _, _ = folder.metrics_jsonl.read_text().rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    lines = [json.loads(line) for line in whole.splitlines()]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in lines]
+
+
+def _line(row: Row) -> str:
+    """JSON knows no NaN (the AP of sizes that no object has): null."""
+    return json.dumps(without_nan(row)) + "\n"
+
+
+def without_nan(row: Row) -> dict[str, int | float | None]:
+    return {name: None if math.isnan(value) else value for name, value in row.items()}

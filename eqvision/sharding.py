@@ -47,7 +47,8 @@ RULES = (
     Rule(r"", None, "the largest axis that `fsdp` divides"),
 )
 
-_STACKED = re.compile(r"(^|\.)(blocks|rest)\.(?!\d)")  # fields that hold equal blocks with a leading depth axis
+# Fields that hold equal blocks with a leading depth axis.
+_STACKED = re.compile(r"(^|\.)(blocks|rest|(en|de)coder\.layers)\.(?!\d)")
 
 
 def parameter_specs(tree: PyTree[Leaf], mesh: Mesh | AbstractMesh, *, min_size: int = MIN_SIZE) -> PyTree[P]:

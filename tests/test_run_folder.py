@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 
@@ -159,6 +160,16 @@ def test_rows_go_to_both_files(opened):
     log.write(20, {"train/loss": 1 / 3})
     assert table(folder) == [{"step": "10", "train/loss": "0.1"}, {"step": "20", "train/loss": repr(1 / 3)}]
     assert read_rows(folder) == [{"step": 10, "train/loss": 0.1}, {"step": 20, "train/loss": 1 / 3}] == log.rows
+
+
+def test_a_metric_that_is_not_defined_is_null_in_json(opened):
+    """Which has no NaN: another reader than Python's would refuse the line."""
+    _, folder = opened
+    MetricLog(folder).write(1, {"test/APs": math.nan, "test/AP": 0.5})
+    assert folder.metrics_jsonl.read_text() == '{"step": 1, "test/APs": null, "test/AP": 0.5}\n'
+    (row,) = read_rows(folder)
+    assert math.isnan(row["test/APs"])
+    assert table(folder) == [{"step": "1", "test/APs": "nan", "test/AP": "0.5"}]
 
 
 def test_values_of_one_step_share_a_row_and_new_names_get_a_column(opened):

@@ -5,7 +5,7 @@ from typing import Any
 
 from eqvision.export.card import Card
 from eqvision.predict_objects import DetectorRun, load_detector_run
-from eqvision.recipes import DetectionConfig, DetectionDataConfig
+from eqvision.recipes import DetectionConfig
 from eqvision.run_folder import versions
 
 
@@ -28,14 +28,9 @@ def detector_card(
         origin=origin,
         versions=versions(),
         options=options,
-        transform=transform_of(config.data),
+        transform=config.data.transform,
         sides=(config.data.scales[-1], config.data.longest),
     )
-
-
-def transform_of(data: DetectionDataConfig) -> Any:
-    """How evaluation brings images to the size; random crops are evaluated on whole images of the size."""
-    return "fixed" if data.transform == "crop" else data.transform
 
 
 def detector_of_run(path: str | Path) -> tuple[Card, DetectorRun]:

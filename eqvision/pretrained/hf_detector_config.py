@@ -12,7 +12,7 @@ from eqvision.detectors.deformable_detr import ProposedQueries
 from eqvision.pretrained.errors import WeightsError
 
 # timm's names of our ResNets, by their blocks in each stage and the convolutions in a block.
-TIMM_RESNETS = {
+TIMM_RESNETS: dict[tuple[tuple[int, ...], int], str] = {
     ((2, 2, 2, 2), 2): "resnet18",
     ((3, 4, 6, 3), 2): "resnet34",
     ((2, 2, 2, 2), 3): "resnet26",

@@ -16,7 +16,6 @@ from eqvision.data.detection import (
     fixed_size_train,
     large_scale_jitter,
     one_canvas,
-    random_crop_train,
 )
 from eqvision.data.listing import SPLITS
 from eqvision.names import nearest
@@ -79,9 +78,6 @@ def train_plan(data: DetectionDataConfig) -> Plan:
         return Plan(transform, _buckets(data))
     if data.transform == "lsj":
         return Plan(large_scale_jitter(data.size, scale=data.jitter, flip=flip, color_jitter=jitter), canvas)
-    if data.transform == "crop":
-        sides = (min(data.size) // 2, max(data.size))
-        return Plan(random_crop_train(data.size, crop=sides, flip=flip, color_jitter=jitter), canvas)
     return Plan(fixed_size_train(data.size, flip=flip, color_jitter=jitter), canvas)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eqvision.report import plot_curves
-from eqvision.run_folder import Row, RunFolder
+from eqvision.run_folder import Row, RunFolder, without_nan
 
 
 def write_detection_report(folder: RunFolder, rows: list[Row], evaluation: Any, source: Any) -> None:
@@ -16,7 +16,8 @@ def write_detection_report(folder: RunFolder, rows: list[Row], evaluation: Any, 
     from eqvision.detection_pictures import draw_pairs, plot_class_ap, plot_precision_recall
 
     result = folder.path / "result.json"
-    result.write_text(json.dumps({f"test/{name}": value for name, value in evaluation.metrics.items()}, indent=2))
+    metrics = {f"test/{name}": value for name, value in evaluation.metrics.items()}
+    result.write_text(json.dumps(without_nan(metrics), indent=2))
     draw_pairs(
         [_pair(source, sample) for sample in evaluation.samples], source.class_names, folder.path / "predictions.png"
     )

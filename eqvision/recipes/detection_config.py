@@ -51,9 +51,9 @@ class DetectionDataConfig:
     """Split to evaluate on."""
     length: int | None = None
     """digits: number of training scenes; None takes 4096."""
-    transform: Literal["detr", "crop", "lsj", "fixed"] = "fixed"
-    """detr: multi-scale with crops. crop: a random region in half of the cases, then the fixed size. lsj: large-scale
-    jitter, which keeps the shape of images and pads. fixed: both sides to the size. Each with `flip`."""
+    transform: Literal["detr", "lsj", "fixed"] = "fixed"
+    """detr: multi-scale with crops. lsj: large-scale jitter, which keeps the shape of images and pads. fixed: both
+    sides to the size. Each with `flip`."""
     size: tuple[int, int] = (320, 320)
     """Height and width of the batch's images; detr: of the largest bucket, which holds every scale."""
     scales: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
