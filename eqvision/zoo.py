@@ -151,6 +151,19 @@ MODELS: dict[str, Callable[..., Classifier]] = {
 }
 
 
+SMALL_DETR = partial(
+    deformable_detr,
+    18,
+    norm="batch",
+    num_queries=50,
+    num_levels=3,
+    refine=True,
+    width=128,
+    mlp_dim=256,
+    encoder_depth=2,
+    decoder_depth=3,
+)
+
 DETECTORS: dict[str, Callable[..., Model]] = {
     "detr_r50": partial(detr, 50),
     "detr_r50_dc5": partial(detr, 50, dc5=True),
@@ -158,20 +171,9 @@ DETECTORS: dict[str, Callable[..., Model]] = {
     "detr_r101_dc5": partial(detr, 101, dc5=True),
     # 250: things and stuff of COCO by their ids, as facebookresearch/detr has them
     "detr_r50_panoptic": partial(detr, 50, masks=True, num_classes=250),
-    # for small images, from scratch
-    "deformable_detr_small": partial(
-        deformable_detr,
-        18,
-        norm="batch",
-        backbone_width=32,
-        num_queries=50,
-        num_levels=3,
-        refine=True,
-        width=128,
-        mlp_dim=256,
-        encoder_depth=2,
-        decoder_depth=3,
-    ),
+    # of our own making, for small images: from scratch, and from a classifier of ImageNet
+    "deformable_detr_small": partial(SMALL_DETR, backbone_width=32),
+    "deformable_detr_r18": SMALL_DETR,
     "deformable_detr_r50": partial(deformable_detr, 50),
     "deformable_detr_r50_refine": partial(deformable_detr, 50, refine=True),
     "deformable_detr_r50_two_stage": partial(deformable_detr, 50, refine=True, two_stage=True),

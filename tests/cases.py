@@ -290,6 +290,9 @@ DETECTOR_CASES = (
     DetectorCase(
         "deformable_detr_small", None, None, 50, 91, "nothing published", layers=3, channels=(32, 64, 128, 256)
     ),
+    DetectorCase(
+        "deformable_detr_r18", None, None, 50, 91, "nothing published", layers=3, channels=(64, 128, 256, 512)
+    ),
 )
 
 

@@ -14,8 +14,8 @@ def detect() -> DetectionConfig:
     other splits.
     Sizes: images are fitted into --data.size HEIGHT WIDTH and keep their shape; larger sizes find smaller objects
     and take longer, in proportion to the area. --data.jitter is by how much training enlarges and shrinks them.
-    Start: from scratch, or --init RUN, the folder of a detector's run (other classes are no matter), or of an image
-    classifier's with the same backbone.
+    Start: from scratch; from a detector's run (--init RUN, other classes are no matter); or from an image classifier,
+    published (--model.name deformable_detr_r18 --init resnet18) or a run's with the same backbone (--init RUN).
     The defaults are for a few hundred photographs and a CPU. With much data and a GPU take --model.name
     deformable_detr_r50 and pretrained weights, or the recipe coco_deformable_detr_r50.
     Cost and result: docs/results.md, printed by this command.
