@@ -98,7 +98,7 @@ def test_other_classes_get_a_fresh_layer_and_keep_the_boxes(tmp_path, toys):
 
 def test_own_files_of_detectors(tmp_path, toys, assert_close):
     model, state = made()
-    fields = {field.name: None for field in dataclasses.fields(Card)}
+    fields = {field.name: None for field in dataclasses.fields(Card) if field.default is dataclasses.MISSING}
     given = {"model": "toy_detr", "num_classes": CLASSES, "image_size": (64, 64), "in_channels": 3, "options": {}}
     card = Card(**{**fields, **given, "class_names": (), "task": "single_label", "mean": (0.5,), "std": (0.5,),
                    "interpolation": "bilinear", "crop_fraction": 1.0, "origin": "test", "versions": {}})  # fmt: skip

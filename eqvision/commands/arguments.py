@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import tyro
 
+from eqvision.commands.pairs import REGISTRY
+
 if TYPE_CHECKING:
     from eqvision.recipes import RunConfig
 
@@ -46,7 +48,8 @@ def parse_recipe(arguments: list[str], program: str) -> "RunConfig | None":
     default = default if given.config is None else _with_file(default, given.config)
     text = inspect.cleandoc(recipe.__doc__ or "")
     description = f"{text}\n\n--config FILE: YAML as `eqvision config` prints it, or a part of it; options win."
-    return tyro.cli(type(default), default=default, args=options, prog=f"{program} {name}", description=description)
+    with REGISTRY:
+        return tyro.cli(type(default), default=default, args=options, prog=f"{program} {name}", description=description)
 
 
 def _with_file(config: "RunConfig", file: Path) -> "RunConfig":

@@ -47,6 +47,7 @@ from eqvision.ops.boxes import (
 from eqvision.ops.collectives import DATA_AXES, global_sum, vary_like, varying_axes
 from eqvision.ops.deform_conv import deform_conv
 from eqvision.ops.deformable import multi_scale_deformable_sampling
+from eqvision.ops.heatmap import Peaks, RadiusRule, draw_peaks, gaussian_radius, keep_peaks, read_cells, top_peaks
 from eqvision.ops.iou_assignment import ROI_RULES, RPN_RULES, IouAssignment, IouRule, assign_by_iou, matched_boxes
 from eqvision.ops.mask_ops import (
     CroppedMasks,
@@ -82,6 +83,8 @@ __all__ = [
     "LevelRule",
     "Matcher",
     "PasteRule",
+    "Peaks",
+    "RadiusRule",
     "RoIFeatures",
     "Sample",
     "Selection",
@@ -98,6 +101,7 @@ __all__ = [
     "decode_and_clip",
     "decode_boxes",
     "deform_conv",
+    "draw_peaks",
     "drawn_rows",
     "elementwise_ciou",
     "elementwise_diou",
@@ -105,9 +109,11 @@ __all__ = [
     "elementwise_iou",
     "encode_boxes",
     "fpn_levels",
+    "gaussian_radius",
     "global_sum",
     "greedy",
     "hungarian",
+    "keep_peaks",
     "lazy",
     "matched_boxes",
     "matcher_by_name",
@@ -121,6 +127,7 @@ __all__ = [
     "paste_masks",
     "pasted_run_lengths",
     "pyramid_anchors",
+    "read_cells",
     "resize_bicubic",
     "resize_bilinear",
     "resize_images",
@@ -132,6 +139,7 @@ __all__ = [
     "sinkhorn",
     "soft_nms",
     "strides_of",
+    "top_peaks",
     "vary_like",
     "varying_axes",
     "xywh_to_xyxy",

@@ -59,7 +59,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         parts = [*clipping(config), *core(settings)]
         if config.learning_rate_multipliers or config.layer_decay is not None:
             parts.append(scale_by_factors(settings))
-        return _without_frozen(optax.chain(*parts), settings)
+        return _without_frozen(optax.chain(*parts), config, settings)
 
     def init(params: optax.Params) -> optax.OptState:
         return build(params).init(params)
@@ -82,8 +82,11 @@ def _core(
     return lambda settings: [*transform(config, rates, settings), optax.scale_by_learning_rate(schedule)]
 
 
-def _without_frozen(optimizer: optax.GradientTransformation, settings: Settings) -> optax.GradientTransformation:
-    if not any(each.frozen for each in settings.values()):
+def _without_frozen(
+    optimizer: optax.GradientTransformation, config: OptimizerConfig, settings: Settings
+) -> optax.GradientTransformation:
+    # The form of the state must not depend on the leaves where patterns freeze: optax.tree.map_params gives it others.
+    if not config.freeze and not any(each.frozen for each in settings.values()):
         return optimizer
 
     def labels(tree: optax.Params) -> optax.Params:
