@@ -132,8 +132,12 @@ def test_every_stack_learns():
 
 
 def test_a_fresh_head_says_one_in_ten():
-    build = jax.jit(lambda x, k: CenterHead(2, 5, stacks=2, width=4, key=k).reset(7, key=k)((x, x, x)))
-    predictions = build(np.zeros((1, 2, 3, 2), np.float32), KEY)
+    def build(x, key):
+        head = CenterHead(2, 5, stacks=2, width=4, key=key).reset(7, key=key)
+        head = jax.tree.map(lambda leaf: leaf if leaf.ndim == 2 else jnp.ones_like(leaf), head)  # all but biases
+        return head((x, x, x))
+
+    predictions = jax.jit(build)(np.zeros((1, 2, 3, 2), np.float32), KEY)
     np.testing.assert_allclose(1 / (1 + np.exp(-predictions.logits)), 0.1, atol=1e-3)
     assert not np.any(predictions.sizes)
     assert [each.shape for each in predictions] == [(2, 1, 2, 3, n) for n in (7, 2, 2)]

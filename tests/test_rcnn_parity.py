@@ -21,10 +21,14 @@ NAMES = {
 
 
 @pytest.fixture
-def torchvision_nms(monkeypatch):
+def torchvision_on_cpu(monkeypatch):
+    """Without its kernels: NMS as a loop, and RoIAlign in Python, which it would compile for minutes."""
+    import torch
     from torchvision.ops import boxes
 
     monkeypatch.setattr(boxes, "nms", greedy)
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def inputs_of(count=2):
@@ -63,7 +67,7 @@ def image_list(count=2):
     return ImageList(torch.zeros(count, 3, *SIZE), [SIZE] * count)
 
 
-def test_losses_and_gradients_are_torchvisions(rng, assert_close, torchvision_nms):
+def test_losses_and_gradients_are_torchvisions(rng, assert_close, torchvision_on_cpu):
     proposer, heads = torch_heads()
     model, state = copied(*head_model(dialect(boxes=240)), proposer, heads)
     maps, targets = random_maps(rng), scene(rng)
@@ -91,7 +95,7 @@ def test_losses_and_gradients_are_torchvisions(rng, assert_close, torchvision_nm
 
 
 @pytest.mark.parametrize("v2", [False, True])
-def test_detections_and_masks_are_torchvisions(rng, assert_close, torchvision_nms, v2):
+def test_detections_and_masks_are_torchvisions(rng, assert_close, torchvision_on_cpu, v2):
     proposer, heads = torch_heads(v2=v2)
     proposer.eval(), heads.eval()
     model, state = copied(*head_model(dialect(), v2=v2), proposer, heads)

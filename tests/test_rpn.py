@@ -3,7 +3,6 @@
 import dataclasses
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from eqvision.detectors import (
     rcnn_dialect,
     select_proposals,
 )
+from eqvision.detectors.rcnn_proposals import boxes_at_least
 from eqvision.heads import RPNHead, RPNOutputs
 from eqvision.names import UnknownNameError
 
@@ -59,17 +59,18 @@ def test_empty_and_padded_and_broken_boxes_take_no_place():
 
 
 def test_sides_of_exactly_the_least_size_stay_in_torchvision_only():
-    least = dataclasses.replace(RULE, smallest=10.0)
-    assert chosen(([5.0, -9, -9, -9, -9], [-9, -9]), rule=least)[1] == [-9.0]
-    assert chosen(([5.0, -9, -9, -9, -9], [-9, -9]), rule=dataclasses.replace(least, strict=False))[1][0] == 5.0
+    boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 9, 20], [0, 0, 11, 11]])
+    assert boxes_at_least(boxes, 10.0, strict=False).tolist() == [True, False, True]
+    assert boxes_at_least(boxes, 10.0, strict=True).tolist() == [False, False, True]
+    strict = {name: rule.test_proposals.strict for name, rule in RCNN_DIALECTS.items()}
+    assert strict == {"torchvision": False, "detectron2": True, "mmdet": True}
 
 
 def test_probabilities_tie_where_logits_do_not():
     """The sigmoid of 20 and of 30 is 1 in float32: of equals the first stays, as in torchvision."""
-    by_probability = dataclasses.replace(RULE, by_probability=True, kept=1)
     logits = ([20.0, -9, -9, -9, -9], [30.0, -9])
-    assert chosen(logits, rule=by_probability)[1] == [20.0]
-    assert chosen(logits, rule=dataclasses.replace(RULE, kept=1))[1] == [30.0]
+    assert chosen(logits)[1][:2] == [30.0, 20.0]
+    assert chosen(logits, rule=dataclasses.replace(RULE, by_probability=True))[1][:2] == [20.0, 30.0]
 
 
 def test_outputs_run_over_rows_columns_and_anchors(key):
@@ -87,7 +88,7 @@ def test_outputs_run_over_rows_columns_and_anchors(key):
 
 def test_anchors_of_the_dialects():
     """torchvision measures how far apart they are on the padded image and rounds corners; the others do neither."""
-    maps = tuple(jax.ShapeDtypeStruct((1, h, w, 4), jnp.float32) for h, w in ((25, 38), (13, 19)))
+    maps = tuple(jnp.zeros((1, h, w, 1)) for h, w in ((25, 38), (13, 19)))
     given = {"strides": (32, 64), "sizes": ((32.0,), (512.0,))}
     size = jnp.array([[800, 1216], [640, 64]])
 

@@ -48,8 +48,8 @@ def dla_rules(model: CenterNet) -> tuple[Rule, ...]:
     table = conv_norm("backbone.base", "base.base_layer.0", "base.base_layer.1", frozen)
     for i, convs in enumerate(backbone.convs):
         for j in range(len(convs)):
-            names = [f"base.level{i}.{3 * j + part}" for part in (0, 1)]
-            table += conv_norm(f"backbone.convs.{i}.{j}", *names, frozen)
+            theirs = f"base.level{i}"
+            table += conv_norm(f"backbone.convs.{i}.{j}", f"{theirs}.{3 * j}", f"{theirs}.{3 * j + 1}", frozen)
     for i, tree in enumerate(backbone.trees):
         table += _tree(f"backbone.trees.{i}", tree, f"base.level{i + 2}", frozen)
     joins = {f"neck.rounds.{i}": (f"dla_up.ida_{i}", each) for i, each in enumerate(neck.rounds)}
@@ -102,8 +102,8 @@ def _tree(ours: str, tree: Tree | Leaf, theirs: str, frozen: bool) -> list[Rule]
     table = conv_norm(f"{ours}.root", f"{theirs}.root.conv", f"{theirs}.root.bn", frozen)
     for i in (1, 2):
         for j in (1, 2):
-            names = [f"{theirs}.tree{i}.{part}{j}" for part in ("conv", "bn")]
-            table += conv_norm(f"{ours}.block{i}.conv{j}", *names, frozen)
+            block = f"{theirs}.tree{i}"
+            table += conv_norm(f"{ours}.block{i}.conv{j}", f"{block}.conv{j}", f"{block}.bn{j}", frozen)
     if tree.projection is not None:
         table += conv_norm(f"{ours}.projection", f"{theirs}.project.0", f"{theirs}.project.1", frozen)
     return table
@@ -113,9 +113,10 @@ def _hourglass(ours: str, hourglass: Hourglass, theirs: str, frozen: bool) -> li
     table = _residuals(f"{ours}.up", hourglass.up, f"{theirs}.up1", frozen)
     table += _residuals(f"{ours}.down", hourglass.down, f"{theirs}.low1", frozen)
     table += _residuals(f"{ours}.back", hourglass.back, f"{theirs}.low3", frozen)
-    inner = hourglass.inner
-    build = _hourglass if isinstance(inner, Hourglass) else _residuals
-    return table + build(f"{ours}.inner", inner, f"{theirs}.low2", frozen)
+    ours, theirs, inner = f"{ours}.inner", f"{theirs}.low2", hourglass.inner
+    if isinstance(inner, Hourglass):
+        return table + _hourglass(ours, inner, theirs, frozen)
+    return table + _residuals(ours, inner, theirs, frozen)
 
 
 def _residuals(ours: str, blocks: Blocks, theirs: str, frozen: bool) -> list[Rule]:
