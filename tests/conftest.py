@@ -5,6 +5,7 @@ after it, and would miss modules that are imported already.
 """
 
 import os
+import resource
 from pathlib import Path
 
 import jax
@@ -31,6 +32,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.nodeid.removeprefix("tests/") in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory():
+    """JAX keeps every program that it has compiled: 8 GiB in each of two workers after a thousand slow tests."""
+    yield
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 4 * 2**20:  # KiB
+        jax.clear_caches()
 
 
 def _assert_leaf_close(path, actual, expected, tolerance):
