@@ -20,7 +20,7 @@ from eqvision.finetune import Start, start_from
 from eqvision.names import UnknownNameError
 from eqvision.optim import make_optimizer, make_schedule, parameter_settings, update_ema
 from eqvision.pretrained.leaf_names import named_arrays
-from eqvision.problems import detection
+from eqvision.problems import detection_problem
 from eqvision.problems.detection import build_detector
 from eqvision.recipes import RECIPES, DetectionConfig, OptimizerConfig
 from eqvision.zoo import builder
@@ -140,7 +140,7 @@ def with_data(path, **options):
 
 def test_both_splits_have_the_classes_of_the_training_split(coco):
     coco("train", {1: "cat", 3: "dog", 7: "cow"}, [1, 3, 7])
-    problem = detection(with_data(coco("val", {7: "cow", 3: "dog"}, [7, 3])))
+    problem = detection_problem(with_data(coco("val", {7: "cow", 3: "dog"}, [7, 3])))
     assert problem.num_classes == 3
     assert problem.test_source.class_names == ("cat", "dog", "cow")
     assert problem.test_source[0].labels.tolist() == [2, 1]
@@ -148,7 +148,7 @@ def test_both_splits_have_the_classes_of_the_training_split(coco):
 
 def refused(config, error=ValueError):
     with pytest.raises(error) as caught:
-        detection(config)
+        detection_problem(config)
     return str(caught.value)
 
 
@@ -182,7 +182,7 @@ def test_models_that_do_not_fit_are_refused(coco):
     assert "nearest: detr_r50" in refused(with_model(name="detr_r5"), UnknownNameError)
     assert "100 is more than the 20 queries" in refused(with_model(num_queries=20))
     with pytest.raises(ValueError, match=r"are frozen, so it needs weights to begin with: --init resnet50"):
-        eqx.filter_eval_shape(detection(with_model(norm="frozen")).build)
+        eqx.filter_eval_shape(detection_problem(with_model(norm="frozen")).build)
 
 
 # What a run begins with

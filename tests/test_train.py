@@ -1,7 +1,6 @@
 """The loop: what a run leaves behind, resuming bit for bit, one device against eight, divergence, bad input."""
 
 import dataclasses
-import importlib
 import json
 import re
 from pathlib import Path
@@ -29,6 +28,7 @@ from toy import (
     write_npz,
 )
 
+import eqvision.problems.classification as problem_module
 import eqvision.train as train_module
 from eqvision import UnknownNameError, create
 from eqvision.checkpoint import Checkpoints
@@ -411,8 +411,7 @@ def inject_nan(monkeypatch, *, at_step: int, into: str) -> None:
             return WeightedValues(jnp.where(is_marked, values + poison, values), weights)
 
     marked = _first_seen_in(at_step)
-    problem = importlib.import_module("eqvision.problems.classification")  # the package has a function of that name
-    monkeypatch.setattr(problem, "make_task", lambda kind, loss, smoothing: NaNTask(loss, smoothing))
+    monkeypatch.setattr(problem_module, "make_task", lambda kind, loss, smoothing: NaNTask(loss, smoothing))
 
 
 def _first_seen_in(step: int) -> int:

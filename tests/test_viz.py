@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from PIL import Image
 from toy import NAMES, toy_config, with_loop, write_npz
 
-import eqvision.step as step_module
+import eqvision.problems.classification as problem_module
 import eqvision.train as train_module
 import eqvision.viz as viz_module
 from eqvision import create
@@ -113,7 +113,7 @@ def test_mixed_images_are_those_that_the_step_trains_on(config, monkeypatch, acc
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, name="mlp"))  # quick to compile
     config = with_loop(with_augment(config, MIXED), accumulate=accumulate, batch_size=48)
     spy = Spy()
-    monkeypatch.setattr(step_module, "augment_batch", spy)
+    monkeypatch.setattr(problem_module, "augment_batch", spy)
     monkeypatch.setattr(viz_module, "augment_batch", marked)
     train_one(config, 3)
     seen = spy.rows(config)

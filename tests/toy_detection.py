@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 from pathlib import Path
 
 import equinox as eqx
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+import eqvision.problems.detection as problem_module
 import eqvision.train as train_module
 from eqvision.backbones.resnet import ConvNorm, ResidualBlock, ResNet
 from eqvision.data.detection import DigitScenes
@@ -102,8 +102,7 @@ def install(monkeypatch, *, devices=1, sources=Scenes):
     for name, row in TOYS.items():
         monkeypatch.setitem(DETECTORS, name, row)
     monkeypatch.setattr(train_module, "make_mesh", lambda config=None: make_mesh(num_devices=devices))
-    problem = importlib.import_module("eqvision.problems.detection")  # the package has a function of that name
-    monkeypatch.setattr(problem, "load_detection", lambda data, in_channels, split: sources(split))
+    monkeypatch.setattr(problem_module, "load_detection", lambda data, in_channels, split: sources(split))
 
 
 def toy_config(out: Path, *, model="toy_deformable", **optimizer) -> DetectionConfig:

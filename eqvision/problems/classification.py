@@ -140,7 +140,7 @@ class Classification:
         write_report(folder, rows, evaluation, self.source.class_names, self.task)
 
 
-def classification(config: TrainConfig) -> Classification:
+def classification_problem(config: TrainConfig) -> Classification:
     """Read the data and check that everything fits together, before anything is computed or written."""
     task = make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
     source = load_source(config, config.data.train_split, train=True)

@@ -270,7 +270,7 @@ def require_detector(name: str) -> None:
         raise nearest(name, list(DETECTORS), "--model.name: detector")
 
 
-def detection(config: DetectionConfig) -> Detection:
+def detection_problem(config: DetectionConfig) -> Detection:
     """Read the annotations and check that everything fits together, before anything is computed or written."""
     require_detector(config.model.name)
     source, test_source = _load_splits(config)
