@@ -12,6 +12,7 @@ is also what the compiler plans at 256. Every round calls each form once, in tur
 
 import argparse
 import functools
+import importlib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -162,7 +163,7 @@ def align_forms() -> dict[str, Form]:
 def missing_torchvision() -> str:
     """Why it cannot be used, or nothing. Its operators are missing where it was built for another torch."""
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except (ImportError, RuntimeError) as error:
         return f"torchvision cannot be imported ({error}), and is left out."
     return ""

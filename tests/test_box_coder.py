@@ -87,7 +87,10 @@ ODD = ((0.0, 0, 0, 0), (5.0, 5, 5, 9), (9.0, 9, 1, 1), (3.0, 3, 3, 3), (0.0, 0, 
 def test_empty_boxes_give_finite_differences_and_gradients():
     first, second = (jnp.array(x, jnp.float32) for x in zip(*((a, b) for a in ODD for b in ODD), strict=True))
     assert jnp.isfinite(jax.jit(encode_boxes)(first, second)).all()
-    total = lambda boxes, anchors: jnp.sum(encode_boxes(boxes, anchors))  # noqa: E731
+
+    def total(boxes, anchors):
+        return jnp.sum(encode_boxes(boxes, anchors))
+
     for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(first, second):
         assert jnp.isfinite(gradient).all()
 

@@ -46,7 +46,10 @@ def test_radius_is_that_of_the_formulas(rule, divide):
 
 def iou(a, b):
     common = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    area = lambda box: (box[2] - box[0]) * (box[3] - box[1])  # noqa: E731
+
+    def area(box):
+        return (box[2] - box[0]) * (box[3] - box[1])
+
     return common / (area(a) + area(b) - common)
 
 
@@ -105,7 +108,9 @@ def test_peaks_are_those_of_loops(rng):
     cells, _, labels, valid = given
     for image, row in zip(*np.nonzero(valid), strict=True):
         assert heatmap[image, cells[image, row, 0], cells[image, row, 1], labels[image, row]] == 1
-    assert (heatmap == 1).sum() == len({(i, *cells[i, r], labels[i, r]) for i, r in zip(*np.nonzero(valid))})  # noqa: B905
+    assert (heatmap == 1).sum() == len(
+        {(i, *cells[i, r], labels[i, r]) for i, r in zip(*np.nonzero(valid), strict=True)}
+    )
 
 
 def test_rows_that_are_not_valid_draw_nothing(rng):

@@ -167,7 +167,10 @@ def test_equal_to_timm(assert_close):
                 value.copy_(torch.tensor(rng.uniform(low, low + 1, value.shape)))
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
     model, _ = abstract(lambda: DLA(SIZE, norm="frozen", key=KEY))
-    norm = lambda name: [state[f"{name}.{each}"] for each in ("weight", "bias", "running_mean", "running_var")]  # noqa: E731
+
+    def norm(name):
+        return [state[f"{name}.{each}"] for each in ("weight", "bias", "running_mean", "running_var")]
+
     leaves = []
     for stage, count in (("base_layer", 1), ("level0", 1), ("level1", 2)):
         for i in range(count):

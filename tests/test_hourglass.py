@@ -74,8 +74,13 @@ def test_the_second_hourglass_reads_the_first():
         return [jax.grad(lambda m, i=i: jnp.sum(m(images, state)[0][i]))(model) for i in range(2)]
 
     first, second = gradients(model)
-    reached = lambda tree: all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(weights(tree)))  # noqa: E731
-    weights = lambda tree: [x for x in jax.tree.leaves(tree) if x.ndim == 4]  # noqa: E731
+
+    def reached(tree):
+        return all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(weights(tree)))
+
+    def weights(tree):
+        return [x for x in jax.tree.leaves(tree) if x.ndim == 4]
+
     assert reached(first.hourglasses[0])
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((first.hourglasses[1], first.links, first.outputs[1])))
     assert reached(second)

@@ -20,7 +20,10 @@ def assign(boxes, targets, rule, valid=None, **options):
     """Up to 70 boxes and 40 targets, padded to these with junk so that each rule is compiled once; 3 blocks."""
     boxes, targets = np.reshape(boxes, (-1, 4)), np.reshape(targets, (-1, 4))
     n, g = len(boxes), len(targets)
-    pad = lambda x, size: jnp.float32(np.pad(x, ((0, size - len(x)), (0, 0)), constant_values=np.nan))  # noqa: E731
+
+    def pad(x, size):
+        return jnp.float32(np.pad(x, ((0, size - len(x)), (0, 0)), constant_values=np.nan))
+
     valid = np.pad(np.ones(g, bool) if valid is None else np.array(valid, bool), (0, 40 - g))
     options = {"boxes_valid": jnp.arange(70) < n, "block_size": 32} | options
     found = assign_by_iou(pad(boxes, 70), pad(targets, 40), jnp.asarray(valid), rule=rule, **options)
@@ -32,7 +35,10 @@ def overlaps(boxes, targets):
     """In float32, boxes of whole pixels."""
     boxes, targets = np.asarray(boxes, np.float32)[:, None], np.asarray(targets, np.float32)[None]
     size = np.clip(np.minimum(boxes[..., 2:], targets[..., 2:]) - np.maximum(boxes[..., :2], targets[..., :2]), 0, None)
-    area = lambda b: (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])  # noqa: E731
+
+    def area(b):
+        return (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+
     common = size[..., 0] * size[..., 1]
     return common / (area(boxes) + area(targets) - common)
 
@@ -188,7 +194,10 @@ class TestAgainstLoops:
         targets = jnp.asarray(np.stack([example(rng, 70, 9)[1] for _ in range(8)]))
         valid = jnp.asarray(rng.random((8, 9)) < 0.7)
         one = functools.partial(assign_by_iou, rule=RPN_RULES["mmdet"], block_size=32)
-        run = lambda targets, valid: jax.vmap(one, in_axes=(None, 0, 0))(jnp.asarray(boxes), targets, valid)  # noqa: E731
+
+        def run(targets, valid):
+            return jax.vmap(one, in_axes=(None, 0, 0))(jnp.asarray(boxes), targets, valid)
+
         split = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
         for image, row in enumerate(zip(*split(targets, valid), strict=True)):
             alone = one(jnp.asarray(boxes), targets[image], valid[image])

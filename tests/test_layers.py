@@ -269,10 +269,15 @@ def test_1x1_convolution_as_matrix_product_equals_xla(assert_close, stride, padd
     """Output and gradients; sizes that the stride does not divide."""
     x, weight = jnp.asarray(draw(2, 7, 8, 5)), jnp.asarray(draw(1, 1, 5, 6, seed=1))
     explicit = ((0, 0), (0, 0)) if padding == 0 else padding
-    plain = lambda x, weight: lax.conv_general_dilated(  # noqa: E731
-        x, weight, (stride, stride), explicit, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    ours = lambda x, weight: convolve(x, weight, stride=stride, padding=padding)  # noqa: E731
+
+    def plain(x, weight):
+        return lax.conv_general_dilated(
+            x, weight, (stride, stride), explicit, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def ours(x, weight):
+        return convolve(x, weight, stride=stride, padding=padding)
+
     cotangent = jnp.asarray(draw(*plain(x, weight).shape, seed=2))
 
     def both(function):
@@ -453,7 +458,10 @@ def test_sincos_tables_equal_the_formula(temperature):
     one = [plain_sincos(position, 12, temperature) for position in (0.0, 1.0, 2.5, 60.0)]
     table = sincos_1d(np.array([0.0, 1.0, 2.5, 60.0]), 12, temperature=temperature)
     np.testing.assert_allclose(table, one, atol=1e-6)
-    part = lambda position: plain_sincos(position, 4, temperature)  # noqa: E731
+
+    def part(position):
+        return plain_sincos(position, 4, temperature)
+
     two = [[part(column) + part(row) for column in range(5)] for row in range(3)]
     np.testing.assert_allclose(sincos_2d((3, 5), 8, temperature=temperature), two, atol=1e-6)
     three = [[[part(t) + part(row) + part(column) for column in range(5)] for row in range(3)] for t in range(2)]
@@ -531,7 +539,10 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean(key, rate, traced):
 @pytest.mark.parametrize("name", list(DROPS))
 def test_drops_are_a_function_of_the_key(name, getkey):
     x, first, second = jnp.ones((64, 4)), getkey(), getkey()
-    drop = lambda key: np.asarray(DROPS[name](x, 0.5, train=True, key=key))  # noqa: E731
+
+    def drop(key):
+        return np.asarray(DROPS[name](x, 0.5, train=True, key=key))
+
     np.testing.assert_array_equal(drop(first), drop(first))
     assert (drop(first) != drop(second)).any()
 

@@ -20,7 +20,10 @@ def overlap(a, b):
     """IoU of one box with many, in float32; 0 where there is no area."""
     size = np.clip(np.minimum(a[2:], b[:, 2:]) - np.maximum(a[:2], b[:, :2]), 0, None)
     common = size[:, 0] * size[:, 1]
-    area = lambda box: np.clip(box[..., 2] - box[..., 0], 0, None) * np.clip(box[..., 3] - box[..., 1], 0, None)  # noqa: E731
+
+    def area(box):
+        return np.clip(box[..., 2] - box[..., 0], 0, None) * np.clip(box[..., 3] - box[..., 1], 0, None)
+
     union = area(a) + area(b) - common
     return np.where(union > 0, common / np.where(union > 0, union, 1), 0).astype(np.float32)
 
@@ -225,7 +228,10 @@ class TestSoftNms:
     def test_equals_the_published_loop(self, rng, assert_close, method):
         boxes, _ = example(rng, 60, "clustered")
         scores, labels, valid = rng.random(60), rng.integers(0, 2, 60), rng.random(60) < 0.9
-        linear = lambda iou: np.where(iou > 0.3, 1 - iou, 1)  # noqa: E731
+
+        def linear(iou):
+            return np.where(iou > 0.3, 1 - iou, 1)
+
         factor = linear if method == "linear" else lambda iou: np.exp(-(iou**2) / 0.5)
         boxes_with_junk = jnp.float32(np.where(valid[:, None], boxes, np.nan))
         arrays = {"labels": jnp.asarray(labels), "valid": jnp.asarray(valid)}

@@ -18,7 +18,10 @@ one = functools.partial(jax.jit, static_argnames=("count", "positive_fraction"))
 @functools.cache
 def sampler(count, fraction):
     """Samples for many keys at once."""
-    sample = lambda key, label: one(label, count=count, positive_fraction=fraction, key=key)  # noqa: E731
+
+    def sample(key, label):
+        return one(label, count=count, positive_fraction=fraction, key=key)
+
     return jax.jit(jax.vmap(sample, (0, None)))
 
 

@@ -13,7 +13,9 @@ KEY = jax.random.key(0)
 
 
 def abstract(channels=(8,), strides=(16,), width=6, **options):
-    build = lambda: SimplePyramid(channels, strides, width, **options, key=KEY)  # noqa: E731
+    def build():
+        return SimplePyramid(channels, strides, width, **options, key=KEY)
+
     return eqx.filter_eval_shape(eqx.nn.make_with_state(build))
 
 
@@ -108,7 +110,9 @@ def test_equal_to_torchs_layers(assert_close):
     neck, state = abstract()
     neck = noise(neck)
     x = np.random.default_rng(1).normal(size=(2, 5, 6, 8)).astype(np.float32)
-    tensor = lambda leaf: torch.tensor(np.asarray(leaf))  # noqa: E731
+
+    def tensor(leaf):
+        return torch.tensor(np.asarray(leaf))
 
     def norm(y, layer):
         y = f.layer_norm(y.permute(0, 2, 3, 1), y.shape[1:2], tensor(layer.weight), tensor(layer.bias), 1e-6)

@@ -43,7 +43,10 @@ def plain_attention(layer, x):
     """One head after the other, one pair of places after the other."""
     b, h, w, d = x.shape
     n, e = layer.num_heads, d // layer.num_heads
-    project = lambda linear: np.asarray(x).reshape(-1, d) @ np.asarray(linear.weight) + np.asarray(linear.bias)  # noqa: E731
+
+    def project(linear):
+        return np.asarray(x).reshape(-1, d) @ np.asarray(linear.weight) + np.asarray(linear.bias)
+
     q, k, v = (project(each).reshape(b, h, w, n, e) for each in (layer.query, layer.key, layer.value))
     rows, columns = np.asarray(layer.rows), np.asarray(layer.columns)
     out = np.zeros((b, h, w, n, e))
@@ -160,7 +163,9 @@ def test_remat_changes_no_gradient(assert_close):
     images = images_of(40, 24)
 
     def gradient(model):
-        loss = lambda m: jnp.sum(m(images, STATE, train=True, key=KEY)[0][0] ** 2)  # noqa: E731
+        def loss(m):
+            return jnp.sum(m(images, STATE, train=True, key=KEY)[0][0] ** 2)
+
         return quickly(jax.grad(loss))(model)
 
     # The bias of keys has no gradient but rounding.
@@ -264,14 +269,21 @@ def reference(**options):
 def copied(ours, theirs):
     """The tree ``ours`` with the parameters of a VitDetBackbone."""
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    conv = lambda name: state[name].transpose(2, 3, 1, 0)  # noqa: E731
+
+    def conv(name):
+        return state[name].transpose(2, 3, 1, 0)
 
     def block(prefix, like):
         names = {"norm1": "norm1", "norm2": "norm2", "mlp": "mlp", "out": "attention.proj"}
         qkv_weight = np.split(state[f"{prefix}.attention.qkv.weight"].T, 3, axis=1)
         qkv_bias = np.split(state.get(f"{prefix}.attention.qkv.bias", np.zeros(0)), 3)
-        norm = lambda each: (state[f"{prefix}.{each}.weight"], state[f"{prefix}.{each}.bias"])  # noqa: E731
-        line = lambda each: (state[f"{prefix}.{each}.weight"].T, state[f"{prefix}.{each}.bias"])  # noqa: E731
+
+        def norm(each):
+            return (state[f"{prefix}.{each}.weight"], state[f"{prefix}.{each}.bias"])
+
+        def line(each):
+            return (state[f"{prefix}.{each}.weight"].T, state[f"{prefix}.{each}.bias"])
+
         values = [*norm(names["norm1"])]
         for weight, bias in zip(qkv_weight, qkv_bias, strict=True):
             values += [weight, bias] if bias.size else [weight]
@@ -294,7 +306,10 @@ def copied(ours, theirs):
         position += step != "residual"
         build = residual if step == "residual" else block
         layers[step].append(build(f"encoder.layer.{position}", stacks[step]))
-    stack = lambda each: jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) if each else None  # noqa: E731
+
+    def stack(each):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) if each else None
+
     where = operator.attrgetter(
         "patch_embed.weight", "patch_embed.bias", "position", "window_blocks", "global_blocks", "residuals"
     )

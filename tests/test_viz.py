@@ -183,7 +183,10 @@ def classifier(backbone, key):
 
 def sharp(model, scale=8.0):
     """Weights of attention that differ, as a trained model's do."""
-    where = lambda m: m.backbone.encoder.blocks.attention.query.weight  # noqa: E731
+
+    def where(m):
+        return m.backbone.encoder.blocks.attention.query.weight
+
     return eqx.tree_at(where, model, replace_fn=lambda weight: weight * scale)
 
 
