@@ -55,13 +55,15 @@ class DetectionTargets(NamedTuple):
     """Objects of each image, in ``g`` rows of which only those with ``valid`` count; what else is there is arbitrary.
 
     ``boxes`` are xyxy in pixels of the image in the batch, ``labels`` class indices without a background class.
-    ``masks`` are 0 or 1 at the size of the batch's images, or None where the task has no use for them.
+    ``masks`` are 0 or 1 at the size of the batch's images, or None where the task has no use for them. With ``frames``
+    (xyxy) they are small ones, of what lies in each object's frame; R-CNN takes both kinds, DETR those of whole images.
     """
 
     boxes: Float[Array, "b g 4"]
     labels: Int[Array, "b g"]
     valid: Bool[Array, "b g"]
     masks: UInt8[Array, "b g h w"] | None = None
+    frames: Float[Array, "b g 4"] | None = None
 
 
 class DetectionBatch(NamedTuple):
@@ -83,7 +85,8 @@ class DetectionBatch(NamedTuple):
 class Detections(NamedTuple):
     """Objects that a detector found, best first: ``n`` for every image, boxes xyxy in pixels of the size asked for.
 
-    ``valid`` is False on rows that hold none. ``masks`` are logits at the resolution that the head gives, or None.
+    ``valid`` is False on rows that hold none. ``masks``, or None, are at the resolution that the head gives: DETR's
+    are logits over the whole image, those of R-CNN probabilities over each box (``ops.paste_masks``).
     """
 
     boxes: Float[Array, "b n 4"]
@@ -124,3 +127,55 @@ class SetPredictions(NamedTuple):
     boxes_cxcywh: Float[Array, "l b q 4"]
     proposals: SetProposals | None = None
     masks: Float[Array, "b q h w"] | None = None
+
+
+class Proposals(NamedTuple):
+    """Boxes (xyxy, pixels) that a region proposal network takes for objects, best first; logits are of that."""
+
+    boxes: Float[Array, "b r 4"]
+    logits: Float[Array, "b r"]
+    valid: Bool[Array, "b r"]
+
+
+class AnchorSample(NamedTuple):
+    """What a region proposal network says of ``s`` anchors drawn from each image, and what it should have said.
+
+    Rows that are not ``valid`` hold nothing; ``targets`` are differences as ``deltas``, of use where ``positive``.
+    """
+
+    logits: Float[Array, "b s"]
+    deltas: Float[Array, "b s 4"]
+    targets: Float[Array, "b s 4"]
+    positive: Bool[Array, "b s"]
+    valid: Bool[Array, "b s"]
+
+
+class BoxSample(NamedTuple):
+    """The same of ``r`` boxes drawn from each image and one stage of box heads.
+
+    ``columns`` are those of ``logits`` that should be high, -1 where the target's label is no class of the model;
+    ``deltas`` those of the right class.
+    """
+
+    logits: Float[Array, "b r k"]
+    deltas: Float[Array, "b r 4"]
+    columns: Int[Array, "b r"]
+    targets: Float[Array, "b r 4"]
+    positive: Bool[Array, "b r"]
+    valid: Bool[Array, "b r"]
+
+
+class MaskSample(NamedTuple):
+    """Mask logits of the right class in ``m`` boxes of each image, those of objects, and targets in [0, 1]."""
+
+    logits: Float[Array, "b m h w"]
+    targets: Float[Array, "b m h w"]
+    valid: Bool[Array, "b m"]
+
+
+class RCNNSamples(NamedTuple):
+    """What an R-CNN is trained on: predictions beside their targets. ``boxes`` has one sample for each stage."""
+
+    anchors: AnchorSample
+    boxes: tuple[BoxSample, ...]
+    masks: MaskSample | None = None

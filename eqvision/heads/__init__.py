@@ -5,6 +5,9 @@ from eqvision.heads.classification import AttentionPool, DistilledHead, MapHead,
 from eqvision.heads.norm_pool import NormPoolHead
 from eqvision.heads.normed_map import NormedMapHead
 from eqvision.heads.per_layer import PerLayerHead
+from eqvision.heads.roi_box import RoIBoxHead
+from eqvision.heads.roi_mask import RoIMaskHead
+from eqvision.heads.rpn import RPNHead, RPNOutputs
 from eqvision.heads.set_prediction import BoxMLP, MaskInputs, PanopticMaskHead, SetPredictionHead
 
 __all__ = [
@@ -20,6 +23,10 @@ __all__ = [
     "NormedMapHead",
     "PanopticMaskHead",
     "PerLayerHead",
+    "RPNHead",
+    "RPNOutputs",
+    "RoIBoxHead",
+    "RoIMaskHead",
     "SetPredictionHead",
     "TokenHead",
     "TokenPool",

@@ -24,6 +24,17 @@ from eqvision.losses.classification import (
 from eqvision.losses.distillation import logit_distillation, token_distillation
 from eqvision.losses.masks import mask_dice, mask_focal
 from eqvision.losses.matching_cost import box_cost, focal_cost, softmax_cost
+from eqvision.losses.rcnn import (
+    DETECTRON2_LOSS,
+    MMDET_LOSS,
+    RCNN_LOSSES,
+    TORCHVISION_LOSS,
+    RCNNCounts,
+    RCNNLossConfig,
+    rcnn_counts,
+    rcnn_loss,
+    whole_batch,
+)
 from eqvision.losses.reduce import mask_rows, weighted_mean, weighted_sums
 from eqvision.losses.regression import absolute_error, huber, smooth_l1, squared_error
 from eqvision.losses.set_prediction import (
@@ -38,11 +49,17 @@ from eqvision.losses.set_prediction import (
 __all__ = [
     "CENTERNET_LOSS",
     "DEFORMABLE_DETR_LOSS",
+    "DETECTRON2_LOSS",
     "DETR_LOSS",
+    "MMDET_LOSS",
+    "RCNN_LOSSES",
+    "TORCHVISION_LOSS",
     "CenterCounts",
     "CenterNetConfig",
     "CenterTargets",
     "Counts",
+    "RCNNCounts",
+    "RCNNLossConfig",
     "SetPredictionConfig",
     "absolute_error",
     "box_cost",
@@ -59,6 +76,8 @@ __all__ = [
     "mask_dice",
     "mask_focal",
     "mask_rows",
+    "rcnn_counts",
+    "rcnn_loss",
     "sigmoid_cross_entropy",
     "sigmoid_focal",
     "smooth_l1",
@@ -70,4 +89,5 @@ __all__ = [
     "token_distillation",
     "weighted_mean",
     "weighted_sums",
+    "whole_batch",
 ]
