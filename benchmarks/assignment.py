@@ -12,10 +12,7 @@ which is what a solver without a mask is given.
 """
 
 import argparse
-import csv
-import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -169,8 +166,7 @@ def markdown(rows: Sequence[Row]) -> str:
         "best",
         "above least total",
     )
-    lines = [heads, ("---", "---", *["---:"] * 7), *map(_cells, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return timing.markdown_table(heads, [_cells(row) for row in rows], named=2)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -181,37 +177,12 @@ def _cells(row: Row) -> tuple[str, ...]:
     return row.case, row.matcher, time, f"{row.best_ms:.3g}", f"{row.processor_ms:.3g}", compiled, *ratios, above
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Unrounded figures, one row for each matcher and case, with the field names of ``Row`` as header."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
-
-
-def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", type=parse_case, nargs="+", default=[parse_case(case) for case in CASES])
-    parser.add_argument("--rounds", type=int, default=10, help=f"of {CALLS} timed calls each (default: 10)")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the unrounded rows to this file")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds}: expected at least 1")
-    if options.csv and not options.csv.parent.is_dir():
-        parser.error(f"--csv {options.csv}: the folder {options.csv.parent} does not exist; create it first")
-    return options
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = read_options(arguments)
-    rows = [row for case in options.case for row in measure(case, options.rounds)]
-    command = shlex.join(["python", "benchmarks/assignment.py", *(sys.argv[1:] if arguments is None else arguments)])
-    device = jax.devices()[0].device_kind if jax.default_backend() != "cpu" else timing.processor_name()
-    load = f"load average {os.getloadavg()[0]:.1f} at the end"
-    print(
-        f"# Assignment\n\nDevice: {device}; {load}.\n\nVersions: {timing.versions(PACKAGES)}.\n\nCommand: `{command}`\n"
+    options = timing.comparison_options(
+        str(__doc__), arguments, parse_case=parse_case, cases=CASES, calls=CALLS, rounds=10
     )
+    rows = [row for case in options.case for row in measure(case, options.rounds)]
+    print(timing.report_head("Assignment", "benchmarks/assignment.py", PACKAGES, arguments))
     print(
         f"Median ± half the interquartile range over {options.rounds} rounds of {CALLS} calls of each matcher, in turn."
         " Cases are problems x queries x targets. The total is that of all problems together, beside SciPy's."
@@ -219,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print(markdown(rows))
     if options.csv:
-        write_csv(options.csv, rows)
+        timing.write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,8 @@ slow minute of the machine meets all of them.
 """
 
 import argparse
-import csv
 import functools
-import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -182,8 +179,7 @@ def markdown(rows: Sequence[Row]) -> str:
         "kept",
         "wrong",
     )
-    lines = [heads, ("---", "---", *["---:"] * 8), *map(_cells, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return timing.markdown_table(heads, [_cells(row) for row in rows], named=2)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -192,35 +188,12 @@ def _cells(row: Row) -> tuple[str, ...]:
     return row.case, row.contestant, *time, *cost, str(row.kept), str(row.wrong)
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Unrounded figures, one row for each contestant and case, with the field names of ``Row`` as header."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
-
-
-def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", type=parse_case, nargs="+", default=[parse_case(case) for case in CASES])
-    parser.add_argument("--rounds", type=int, default=5, help=f"of {CALLS} timed calls each (default: 5)")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the unrounded rows to this file")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds}: expected at least 1")
-    if options.csv and not options.csv.parent.is_dir():
-        parser.error(f"--csv {options.csv}: the folder {options.csv.parent} does not exist; create it first")
-    return options
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = read_options(arguments)
+    options = timing.comparison_options(
+        str(__doc__), arguments, parse_case=parse_case, cases=CASES, calls=CALLS, rounds=5
+    )
     rows = [row for case in options.case for row in measure(case, options.rounds)]
-    command = shlex.join(["python", "benchmarks/nms.py", *(sys.argv[1:] if arguments is None else arguments)])
-    device = jax.devices()[0].device_kind if jax.default_backend() != "cpu" else timing.processor_name()
-    load = f"load average {os.getloadavg()[0]:.1f} at the end"
-    print(f"# NMS\n\nDevice: {device}; {load}.\n\nVersions: {timing.versions(PACKAGES)}.\n\nCommand: `{command}`\n")
+    print(timing.report_head("NMS", "benchmarks/nms.py", PACKAGES, arguments))
     print(
         f"Median ± half the interquartile range over {options.rounds} rounds of {CALLS} calls of each form, in turn."
         " Cases are problems x boxes @ threshold. Temporaries are XLA's own figure. Wrong: boxes decided otherwise than"
@@ -228,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print(markdown(rows))
     if options.csv:
-        write_csv(options.csv, rows)
+        timing.write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

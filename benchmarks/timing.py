@@ -1,9 +1,12 @@
-"""Measuring helpers shared by the benchmark programs: ahead-of-time compilation, timed runs, memory, the machine."""
+"""What the benchmark programs share: ahead-of-time compilation, timed runs, memory, the machine, options and tables."""
 
+import argparse
+import csv
 import math
 import os
 import platform
 import resource
+import shlex
 import statistics
 import sys
 import time
@@ -192,3 +195,49 @@ def repeated_step(compiled: Callable, carry: Any, images: Any) -> Callable[[], A
         return loss.block_until_ready()
 
     return call
+
+
+def comparison_options(
+    description: str,
+    arguments: Sequence[str] | None,
+    *,
+    parse_case: Callable[[str], Any],
+    cases: Sequence[str],
+    calls: int,
+    rounds: int,
+) -> argparse.Namespace:
+    """The command line of programs that time contestants on cases: ``case``, ``rounds`` and ``csv``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", type=parse_case, nargs="+", default=[parse_case(case) for case in cases])
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"of {calls} timed calls each (default: {rounds})")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the unrounded rows to this file")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: expected at least 1")
+    if options.csv and not options.csv.parent.is_dir():
+        parser.error(f"--csv {options.csv}: the folder {options.csv.parent} does not exist; create it first")
+    return options
+
+
+def report_head(title: str, program: str, packages: Sequence[str], arguments: Sequence[str] | None) -> str:
+    """Title, device, load, versions and the command, as paragraphs; call it when all is measured."""
+    import jax
+
+    command = shlex.join(["python", program, *(sys.argv[1:] if arguments is None else arguments)])
+    device = jax.devices()[0].device_kind if jax.default_backend() != "cpu" else processor_name()
+    load = f"load average {os.getloadavg()[0]:.1f} at the end"
+    return f"# {title}\n\nDevice: {device}; {load}.\n\nVersions: {versions(packages)}.\n\nCommand: `{command}`\n"
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, named: int = 1) -> str:
+    """Cells as they are; the first ``named`` columns hold words, the others figures."""
+    lines = [heads, ["---"] * named + ["---:"] * (len(heads) - named), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_csv(path: Path, rows: Sequence[Any]) -> None:
+    """Unrounded figures of at least one NamedTuple, with the names of its fields as header."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0]._fields)
+        writer.writerows(rows)

@@ -16,6 +16,7 @@ from eqvision.report import new_figure
 GOLDEN = 0.618034  # steps of the golden ratio round the circle of hues keep any number of colours apart
 MASK_SHARE = 0.45  # of the mask's colour in a pixel
 LEAST_SIDE = 320  # smaller images are enlarged so that names can be read
+MOST_PLATES = 30  # of objects in one picture; more would hide it
 MOST_CLASSES = 40  # of bars in one plot
 MOST_CURVES = 10
 GAP = 12  # white pixels between the images of a sheet
@@ -73,25 +74,30 @@ def draw_objects(
     *,
     least_side: int = LEAST_SIDE,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The image in colour with translucent masks, boxes, and names with scores on a plate of the class's colour.
+    """The image in colour with masks (translucent, with outlines), boxes, and names with scores on plates.
 
-    An image whose longer side is below ``least_side`` is enlarged by a whole number. The best score is drawn last,
-    on top. Plates stay inside the picture. Raises ValueError for labels without a name and masks of another size.
+    Colours are those of classes; where there are masks of a single class, every object has another, and no plate says
+    its name. More than ``MOST_PLATES`` objects have thin boxes and no plates, which would hide the image. The best
+    score is drawn last, on top. An image whose longer side is below ``least_side`` is enlarged by a whole number.
+    Plates stay inside the picture. Raises ValueError for labels without a name and masks of another size.
     """
     _check(image, objects, class_names)
     from PIL import Image, ImageDraw
 
-    pixels = _blend(_colored(image), objects)
-    factor = max(1, math.ceil(least_side / max(pixels.shape[:2])))
-    canvas = Image.fromarray(pixels.repeat(factor, axis=0).repeat(factor, axis=1))
+    factor = max(1, math.ceil(least_side / max(image.shape[:2])))
+    pixels = _colored(image).repeat(factor, axis=0).repeat(factor, axis=1)
+    colors, width = _colors(objects, class_names), max(2, round(max(pixels.shape) / 320))
+    canvas = Image.fromarray(_blend(pixels, objects, colors, factor, max(1, width // 2)))
     draw, font = ImageDraw.Draw(canvas), _font(canvas.size)
-    width = max(2, round(max(canvas.size) / 320))
-    for i in _order(objects):
-        box = _inside(np.asarray(objects.boxes[i], np.float64) * factor, canvas.size, width)
-        draw.rectangle(box, outline=class_color(int(objects.labels[i])), width=width)
-    for i in _order(objects):
-        box = np.asarray(objects.boxes[i], np.float64) * factor
-        _plate(draw, font, box, _text(objects, i, class_names), class_color(int(objects.labels[i])), canvas.size)
+    order, many = _order(objects), len(colors) > MOST_PLATES
+    line = max(1, width // 2) if many else width
+    for i in order:
+        box = _inside(np.asarray(objects.boxes[i], np.float64) * factor, canvas.size, line)
+        draw.rectangle(box, outline=colors[i], width=line)
+    for i in [] if many else order:
+        text = _text(objects, i, class_names)
+        if text:
+            _plate(draw, font, np.asarray(objects.boxes[i], np.float64) * factor, text, colors[i], canvas.size)
     return np.asarray(canvas)
 
 
@@ -204,15 +210,52 @@ def _colored(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat(image[..., :1], 3, axis=-1) if image.shape[-1] < 3 else image[..., :3]
 
 
-def _blend(pixels: UInt8[np.ndarray, "h w 3"], objects: DrawnObjects) -> UInt8[np.ndarray, "h w 3"]:
+def _by_instance(objects: DrawnObjects, class_names: Sequence[str]) -> bool:
+    """Masks of a single class: what tells them apart is which object they are."""
+    return objects.masks is not None and len(class_names) == 1
+
+
+def _colors(objects: DrawnObjects, class_names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Of each object."""
+    alone = _by_instance(objects, class_names)
+    return [class_color(number if alone else int(label)) for number, label in enumerate(objects.labels)]
+
+
+def _blend(
+    pixels: UInt8[np.ndarray, "h w 3"],
+    objects: DrawnObjects,
+    colors: Sequence[tuple[int, int, int]],
+    factor: int,
+    width: int,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Masks, ``factor`` times enlarged as the image was, with outlines of that width."""
     if objects.masks is None:
         return pixels
     mixed = pixels.astype(np.float32)
     for i in _order(objects):
-        inside = np.asarray(objects.masks[i]) != 0
-        color = np.array(class_color(int(objects.labels[i])), np.float32)
-        mixed[inside] += MASK_SHARE * (color - mixed[inside])
+        rows, columns, inside = _enlarged(np.asarray(objects.masks[i]) != 0, factor)
+        part, color = mixed[rows, columns], np.array(colors[i], np.float32)
+        part[inside] += MASK_SHARE * (color - part[inside])
+        part[inside & ~_shrunk(inside, width)] = color
     return np.rint(mixed).astype(np.uint8)
+
+
+def _enlarged(mask: Bool[np.ndarray, "h w"], factor: int) -> tuple[slice, slice, Bool[np.ndarray, "rows columns"]]:
+    """Where the mask lies in the enlarged picture, and what it is there."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return slice(0), slice(0), np.zeros((0, 0), bool)
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    inside = mask[top:bottom, left:right].repeat(factor, axis=0).repeat(factor, axis=1)
+    return slice(top * factor, bottom * factor), slice(left * factor, right * factor), inside
+
+
+def _shrunk(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
+    """Without its outline: what has only pixels of the mask beside it."""
+    for _ in range(width):
+        around = np.pad(mask, 1)
+        mask = mask & around[2:, 1:-1] & around[:-2, 1:-1] & around[1:-1, 2:] & around[1:-1, :-2]
+    return mask
 
 
 def _inside(box: np.ndarray, size: tuple[int, int], width: int) -> tuple[float, float, float, float]:
@@ -224,8 +267,8 @@ def _inside(box: np.ndarray, size: tuple[int, int], width: int) -> tuple[float, 
 
 
 def _text(objects: DrawnObjects, i: int, class_names: Sequence[str]) -> str:
-    name = _short(class_names[int(objects.labels[i])], 24)
-    return name if objects.scores is None else f"{name} {objects.scores[i]:.2f}"
+    name = "" if _by_instance(objects, class_names) else _short(class_names[int(objects.labels[i])], 24)
+    return name if objects.scores is None else f"{name} {objects.scores[i]:.2f}".lstrip()
 
 
 def _plate(

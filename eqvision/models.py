@@ -10,11 +10,11 @@ from jaxtyping import PRNGKeyArray
 class Model(Protocol):
     """What the zoo builds: a pytree of arrays. Published weights are loaded into it and saved from it.
 
-    ``head`` has ``reset(num_classes, *, key)``, which gives the head for another number of classes.
+    Classifiers, DETRs and CenterNets have one ``head``, with ``reset(num_classes, *, key)``, which gives the head for
+    another number of classes. R-CNNs have several: their layouts say which layers depend on the classes.
     """
 
     backbone: Any
-    head: Any
 
     def __call__(
         self, inputs: Any, state: eqx.nn.State, /, *, train: bool = False, key: PRNGKeyArray | None = None

@@ -24,19 +24,25 @@ from eqvision.data.detection import (
     Buckets,
     Categories,
     DetectionExample,
+    UncompressedRLE,
     coco_category_ids,
     coco_class_names,
+    compress,
+    encode_uncompressed,
     normalize_padded,
     smallest_bucket,
 )
 from eqvision.data.detection.collate import Collate
 from eqvision.data.detection.sizes import Size
 from eqvision.detection_pictures import DrawnObjects, draw_objects
-from eqvision.detectors import decode_sigmoid, decode_softmax
+from eqvision.detectors import find_objects as objects_of_batch
+from eqvision.detectors.rcnn_dialects import RCNNDialect
+from eqvision.drawn import DecodedMasks, pasted_masks
 from eqvision.evaluators.console import progress_bar
+from eqvision.losses import SetPredictionConfig
 from eqvision.mesh import make_mesh
 from eqvision.predict import free_name, loop_here, newest_state, require_file
-from eqvision.problems.detection import Detection, build_detector
+from eqvision.problems.detection import Detection, build_detector, choose_family
 from eqvision.problems.detection_data import Plan, eval_plan, load_detection
 from eqvision.recipes import DetectionConfig
 from eqvision.run_folder import RunFolder
@@ -68,8 +74,8 @@ class FoundObjects(NamedTuple):
     labels: Int32[np.ndarray, " n"]
     names: tuple[str, ...]
     best: float
-    masks: tuple[Bool[np.ndarray, "h w"], ...] | None = None
-    """At the size of the file, of detectors that give some."""
+    masks: tuple[UncompressedRLE, ...] | None = None
+    """Run lengths at the size of the file, of detectors that give masks; ``decode_mask`` makes pixels of them."""
 
 
 def load_detector_run(path: str | Path) -> DetectorRun:
@@ -147,7 +153,7 @@ def _find(
     found: dict[int, FoundObjects],
 ) -> None:
     """Add what is found in one batch to ``found``, by place in ``paths``."""
-    data, channels = run.config.data, run.config.model.in_channels
+    data, channels, task = run.config.data, run.config.model.in_channels, run.config.task
     collate = Collate(max_objects=1, masks=False, describe=lambda index: str(paths[index]))
     batch: DetectionBatch = collate(examples, rows, shape, channels)
     detections = _detections(
@@ -157,7 +163,7 @@ def _find(
         mean=tuple(data.mean),
         std=tuple(data.std),
         dtype=run.config.loop.compute_dtype,
-        softmax=run.config.task.classification == "softmax",
+        softmax=isinstance(task, SetPredictionConfig) and task.classification == "softmax",
     )
     host = jax.tree.map(np.asarray, detections)
     for row, example in enumerate(examples):
@@ -179,8 +185,8 @@ def _detections(
 ) -> Detections:
     """As the run's evaluation computes them, in pixels of the original images."""
     inputs = normalize_padded(batch.images, batch.size, mean, std)
-    predictions, _ = model(inputs._replace(images=inputs.images.astype(jnp.dtype(dtype))), stats)
-    return (decode_softmax if softmax else decode_sigmoid)(predictions, batch.original_size)
+    inputs = inputs._replace(images=inputs.images.astype(jnp.dtype(dtype)))
+    return objects_of_batch(model, inputs, stats, batch.original_size, softmax=softmax)
 
 
 def _chosen(
@@ -198,9 +204,19 @@ def _chosen(
     kept = np.flatnonzero(np.asarray(one.valid) & (scores >= threshold))[:top]
     masks = None
     if one.masks is not None:
-        masks = tuple(file_mask(np.asarray(one.masks[int(i)]), padded, resized, size) for i in kept)
+        masks = _file_masks(run.model, np.asarray(one.masks)[kept], boxes[kept], (padded, resized, size))
     names = tuple(run.class_names[int(label)] for label in labels[kept])
     return FoundObjects(path, size, boxes[kept], scores[kept], labels[kept], names, float(scores.max()), masks)
+
+
+def _file_masks(
+    model: Any, masks: np.ndarray, boxes: np.ndarray, sizes: tuple[Size, Size, Size]
+) -> tuple[UncompressedRLE, ...]:
+    """Masks as the head gives them, at the size of the file; ``sizes`` are those of batch, image in it and file."""
+    dialect = getattr(model, "dialect", None)
+    if isinstance(dialect, RCNNDialect):  # probabilities in boxes
+        return pasted_masks(masks, boxes, sizes[2], rule=dialect.paste)
+    return tuple(encode_uncompressed(file_mask(mask, *sizes)) for mask in masks)
 
 
 def file_mask(
@@ -225,7 +241,8 @@ def draw_found(run: DetectorRun, found: FoundObjects, out: Path) -> Path:
     """The image with its objects, as PNG in the folder ``out``; small images are enlarged."""
     from PIL import Image
 
-    objects = DrawnObjects(found.boxes, found.labels, found.scores, found.masks)
+    masks = None if found.masks is None else DecodedMasks(found.masks, found.size)
+    objects = DrawnObjects(found.boxes, found.labels, found.scores, masks)
     drawn = draw_objects(decode_image(found.path), objects, run.class_names)
     out.mkdir(parents=True, exist_ok=True)
     target = free_name(out, found.path.stem)
@@ -236,9 +253,10 @@ def draw_found(run: DetectorRun, found: FoundObjects, out: Path) -> Path:
 def coco_results(run: DetectorRun, found: Sequence[FoundObjects]) -> list[dict[str, Any]]:
     """Detections as COCO's results files have them, with ``file_name`` and ``category_name`` besides.
 
-    ``bbox`` is x, y, width, height. ``image_id`` is the number that the file's name is, where all names are different
-    numbers as in COCO, else the place among the images from 1 on. ``category_id`` is COCO's where the classes are
-    COCO's, else the number of the class from 0 on.
+    ``bbox`` is x, y, width, height; ``segmentation`` run lengths, of detectors that give masks (needs [coco]).
+    ``image_id`` is the number that the file's name is, where all names are different numbers as in COCO, else the
+    place among the images from 1 on. ``category_id`` is COCO's where the classes are COCO's, else the number of the
+    class from 0 on.
     """
     stems = [each.path.stem for each in found]
     numbered = all(stem.isdecimal() for stem in stems) and len({int(stem) for stem in stems}) == len(stems)
@@ -246,19 +264,23 @@ def coco_results(run: DetectorRun, found: Sequence[FoundObjects]) -> list[dict[s
     results = []
     for place, each in enumerate(found, 1):
         image_id = int(each.path.stem) if numbered else place
-        for box, score, label, name in zip(each.boxes, each.scores, each.labels, each.names, strict=True):
+        for i, (box, label) in enumerate(zip(each.boxes, each.labels, strict=True)):
             x1, y1, x2, y2 = (round(float(side), 2) for side in box)
-            results.append(
-                {
-                    "image_id": image_id,
-                    "category_id": categories[int(label)],
-                    "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-                    "score": round(float(score), 5),
-                    "category_name": name,
-                    "file_name": str(each.path),
-                }
-            )
+            row = {
+                "image_id": image_id,
+                "category_id": categories[int(label)],
+                "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+                "score": round(float(each.scores[i]), 5),
+                "category_name": each.names[i],
+                "file_name": str(each.path),
+            }
+            results.append(row if each.masks is None else row | {"segmentation": _text_code(each.masks[i])})
     return results
+
+
+def _text_code(mask: UncompressedRLE) -> dict[str, Any]:
+    """Run lengths as COCO's files of results have them."""
+    return {"size": list(mask.size), "counts": compress(mask, *mask.size).counts.decode()}
 
 
 def write_results(run: DetectorRun, found: Sequence[FoundObjects], path: Path) -> Path:
@@ -281,8 +303,8 @@ def _category_ids(class_names: tuple[str, ...]) -> tuple[int, ...]:
 def evaluate_detector_run(
     path: str | Path, *, data_path: str | None = None, split: str | None = None
 ) -> dict[str, float]:
-    """COCO's figures and the loss of the newest checkpoint, such as ``test/AP``, on the run's test split or on another
-    split or path (an instances file, or a folder with annotations/*.json).
+    """COCO's figures and the loss of the newest checkpoint, such as ``test/AP`` and ``test/mask_AP``, on the run's test
+    split or on another split or path (an instances file, or a folder with annotations/*.json).
 
     Raises ValueError for classes there that the run does not have, and what sources and ``load_detector_run`` raise.
     """
@@ -292,18 +314,19 @@ def evaluate_detector_run(
     if data_path is not None:
         data = dataclasses.replace(data, kind="coco", path=data_path)
     config = dataclasses.replace(run.config, data=data, loop=loop_here(run.config.loop))
-    source = _test_source(config, folder.class_names())
+    family = choose_family(config)
+    source = _test_source(config, folder.class_names(), family.masks)
     mesh = make_mesh()
     model, stats = jax.device_put((run.model, run.stats), NamedSharding(mesh, P()))
-    problem = Detection(config, source, source, len(run.class_names))
+    problem = Detection(config, source, source, len(run.class_names), family)
     metrics = problem.evaluator(mesh)(model, stats).metrics
     return {f"test/{name}": value for name, value in metrics.items()}
 
 
-def _test_source(config: DetectionConfig, names: tuple[str, ...]) -> Any:
+def _test_source(config: DetectionConfig, names: tuple[str, ...], masks: bool) -> Any:
     """The images to evaluate on, labelled as the run's: classes may be fewer there, or in another order."""
     data, channels = config.data, config.model.in_channels
-    source = load_detection(data, channels, data.test_split)
+    source = load_detection(data, channels, data.test_split, masks=masks)
     if tuple(source.class_names) == names:
         return source
     others = [name for name in source.class_names if name not in names]
@@ -315,4 +338,4 @@ def _test_source(config: DetectionConfig, names: tuple[str, ...]) -> Any:
         )
     ids, unused = dict(zip(source.class_names, source.category_ids, strict=True)), itertools.count(-1, -1)
     categories = Categories(tuple(ids[name] if name in ids else next(unused) for name in names), names)
-    return load_detection(data, channels, data.test_split, categories)
+    return load_detection(data, channels, data.test_split, categories, masks=masks)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eqvision.data.detection import coco_class_names
-from eqvision.detectors import DeformableDETR
+from eqvision.detectors import RCNN, CenterNet, DeformableDETR
 from eqvision.export import Card as ExportCard
 from eqvision.export import has_card, read_card
+from eqvision.losses import CenterNetConfig, RCNNLossConfig, SetPredictionConfig
 from eqvision.losses.set_prediction import DEFORMABLE_DETR_LOSS, DETR_LOSS
 from eqvision.predict_objects import DetectorRun
 from eqvision.pretrained.assemble import Sizes
+from eqvision.pretrained.cards import Preprocessing, cards
 from eqvision.pretrained.errors import WeightsError
 from eqvision.pretrained.leaf_names import named_arrays
 from eqvision.pretrained.load import Loaded, read_model
@@ -58,8 +60,9 @@ def load_published_detector(
     """The zoo's detector ``name`` with published weights, ready for ``find_objects``.
 
     Images are prepared by the card of the weights or the header of a file of ours, else by
-    ``preprocessor_config.json`` beside the file, else as DETR's are: the shorter side to 800 pixels, the longer one to
-    at most 1333; standard error says which. ``image_size`` is another length of the shorter side. Classes have the
+    ``preprocessor_config.json`` beside the file, else as is usual for R-CNNs and CenterNets of the file's layout, else
+    as DETR's are: the shorter side to 800 pixels, the longer one to at most 1333; standard error says which.
+    ``image_size`` is another length of the shorter side. Classes have the
     names of the header or of ``config.json`` beside the file, else those of COCO where the number of outputs is one of
     COCO's. Raises what ``eqvision.load`` raises, and ValueError for the name of a classifier.
     """
@@ -73,8 +76,9 @@ def read_published_detector(
     require_detector(name)
     location = locate(name, source)
     own = _own_card(location.path)
-    prepared = _resized(_of_own(own) if own else _of_card(name, source) or _known(location.path), image_size)
+    known = _of_own(own) if own else _of_card(name, source) or _known(location.path)
     loaded = read_model(name, location.path, Sizes(), layout=layout or location.layout)
+    prepared = _resized(known or _usual(name, loaded), image_size)
     print(f"images are prepared {prepared.text()}", file=sys.stderr)
     count = loaded.layout.class_count(named_arrays(loaded.model, loaded.state))
     own_names = own.class_names if own and len(own.class_names) == count else ()
@@ -102,15 +106,27 @@ def _of_card(name: str, source: str | Path | None) -> _Prepared | None:
     card = card_of(name, source)
     if card is None:
         return None
-    known = card.preprocessing
-    return _Prepared((known.size, known.longest), None, known.mean, known.std, f"by card {card.tag}")
+    return _by(card.preprocessing, f"by card {card.tag}")
 
 
-def _known(path: Path) -> _Prepared:
+def _by(known: Preprocessing, origin: str) -> _Prepared:
+    return _Prepared((known.size, known.longest), None, known.mean, known.std, origin)
+
+
+def _usual(name: str, loaded: Loaded) -> _Prepared:
+    """That of cards with the layout of the file, of this model first; DETRs are prepared alike everywhere."""
+    layout = loaded.layout.name
+    fitting = [card for card in (*cards(name), *cards()) if card.layout == layout]
+    if not fitting or not isinstance(loaded.model, RCNN | CenterNet):
+        return _Prepared()
+    return _by(fitting[0].preprocessing, f"as is usual for layout {layout}")
+
+
+def _known(path: Path) -> _Prepared | None:
     """What ``preprocessor_config.json`` beside the weights says. Raises WeightsError for what is not read here."""
     file = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
     if not file.is_file():
-        return _Prepared()
+        return None
     config = json.loads(file.read_text())
     if not config.get("do_resize", True) or not config.get("do_rescale", True):
         raise WeightsError(f"{file}: do_resize and do_rescale must be true; prepare the images by hand")
@@ -160,6 +176,15 @@ def _config(name: str, loaded: Loaded, prepared: _Prepared) -> DetectionConfig:
         mean=prepared.mean,
         std=prepared.std,
     )
-    model = DetectorConfig(name=name, in_channels=loaded.model.backbone.in_channels)
-    task = DEFORMABLE_DETR_LOSS if isinstance(loaded.model, DeformableDETR) else DETR_LOSS
-    return DetectionConfig(model=model, task=task, data=data)
+    dialect = loaded.options.get("dialect")
+    model = DetectorConfig(name=name, in_channels=loaded.model.backbone.in_channels, dialect=dialect)
+    return DetectionConfig(model=model, task=_task(loaded.model), data=data)
+
+
+def _task(model: Any) -> SetPredictionConfig | RCNNLossConfig | CenterNetConfig:
+    """The loss by which such models are trained, which tells how they are read."""
+    if isinstance(model, RCNN):
+        return RCNNLossConfig()
+    if isinstance(model, CenterNet):
+        return CenterNetConfig(stride=model.stride)
+    return DEFORMABLE_DETR_LOSS if isinstance(model, DeformableDETR) else DETR_LOSS

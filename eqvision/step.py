@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from eqvision.keys import step_key
+from eqvision.keys import StepKeys, step_key
 from eqvision.ops.collectives import DATA_AXES, global_sum
 from eqvision.optim import ema_decay, frozen_mask, update_ema
 from eqvision.problems.problem import Problem
@@ -135,13 +135,14 @@ def _gradients(
     Every device differentiates its own copy of the gathered parameters; the transpose of the gathering adds the
     copies' gradients up, once for all parts of an accumulated batch.
     """
-    key = jax.random.fold_in(step_key(config.seed, number), lax.axis_index(DATA_AXES))
+    common = step_key(config.seed, number)
+    key = jax.random.fold_in(common, lax.axis_index(DATA_AXES))
     params, add_up = jax.vjp(lambda shards: _copies(gather(shards, specs)), shards)
     counts = jax.tree.map(global_sum, problem.counts(batch))
 
     def part(rows: Batch, stats: eqx.nn.State, key: PRNGKeyArray) -> Sums:
         def loss_of(params: Any):
-            loss, terms, new = problem.loss(params, stats, rows, key, counts, teacher)
+            loss, terms, new = problem.loss(params, stats, rows, StepKeys(key, common), counts, teacher)
             return loss, (terms, new)
 
         (loss, (terms, new)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)

@@ -173,9 +173,56 @@ class MaskSample(NamedTuple):
     valid: Bool[Array, "b m"]
 
 
-class RCNNSamples(NamedTuple):
-    """What an R-CNN is trained on: predictions beside their targets. ``boxes`` has one sample for each stage."""
+class CenterSample(NamedTuple):
+    """What CenterNet2's first stage says of all ``n`` cells of its levels, and what it should say.
 
-    anchors: AnchorSample
+    ``heatmap`` is 1 in cells of centres. ``distances`` are from the middle of the cell to left, top, right and bottom
+    of the object, in cells; their ``targets`` are of use where ``positive``. Cells that are not ``valid`` are padding.
+    """
+
+    logits: Float[Array, "b n"]
+    heatmap: Float[Array, "b n"]
+    distances: Float[Array, "b n 4"]
+    targets: Float[Array, "b n 4"]
+    positive: Bool[Array, "b n"]
+    valid: Bool[Array, "b n"]
+
+
+class RCNNSamples(NamedTuple):
+    """What an R-CNN is trained on: predictions beside their targets. ``boxes`` has one sample for each stage.
+
+    ``anchors`` are what its proposals are learned from, which CenterNet2 does in cells.
+    """
+
+    anchors: AnchorSample | CenterSample
     boxes: tuple[BoxSample, ...]
     masks: MaskSample | None = None
+
+
+class MaskPrompts(NamedTuple):
+    """What the mask of an object is asked for with: ``p`` prompts for each image, ``n`` points and perhaps a mask each.
+
+    ``points`` are x, y of pixels in the model's images (whole numbers at their centres), and ``labels`` say what each
+    is: 1 inside the object, 0 outside, 2 and 3 the corners of its box (top left, bottom right), -1 no point but a word
+    that there is none, -2 nothing at all. ``masks`` are logits, four times finer than the model's features; those of
+    prompts without ``has_mask`` (None: all have one) are arbitrary. ``layers.mask_prompts`` puts this together.
+    """
+
+    points: Float[Array, "b p n 2"]
+    labels: Int[Array, "b p n"]
+    masks: Float[Array, "b p h w"] | None = None
+    has_mask: Bool[Array, "b p"] | None = None
+
+
+class PromptedImages(NamedTuple):
+    """Images, and for each the prompts that ask for masks in it."""
+
+    images: Images
+    prompts: MaskPrompts
+
+
+class MaskPredictions(NamedTuple):
+    """``m`` masks for each of ``p`` prompts: logits, and how much IoU with the object the model expects of each."""
+
+    logits: Float[Array, "b p m h w"]
+    iou: Float[Array, "b p m"]

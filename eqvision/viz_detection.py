@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32, UInt8
 
+from eqvision.data.detection import resize_masks
 from eqvision.detection_pictures import DrawnObjects, Sample, draw_samples
+from eqvision.drawn import target_masks
 from eqvision.recipes import DetectionConfig
 from eqvision.train import set_up
 from eqvision.types import DetectionBatch
@@ -17,10 +19,12 @@ STRIPE = 8  # pixels, of the padding
 
 
 class TargetObjects(NamedTuple):
-    """The objects of one image of a batch; boxes xyxy in its pixels."""
+    """The objects of one image of a batch; boxes xyxy in its pixels, and masks at its size where the targets have
+    any."""
 
     boxes: Float32[np.ndarray, "n 4"]
     labels: Int32[np.ndarray, " n"]
+    masks: list[UInt8[np.ndarray, "h w"]] | None = None
 
 
 class TrainingObjects(NamedTuple):
@@ -62,13 +66,15 @@ def detection_batch(config: DetectionConfig, step: int, count: int) -> TrainingO
 
 
 def _objects(batch: DetectionBatch, row: int) -> TargetObjects:
-    targets = batch.targets
+    targets, size = batch.targets, (batch.images.shape[1], batch.images.shape[2])
     valid = np.asarray(targets.valid)[row]
-    return TargetObjects(np.asarray(targets.boxes)[row][valid], np.asarray(targets.labels)[row][valid])
+    boxes, labels = np.asarray(targets.boxes)[row][valid], np.asarray(targets.labels)[row][valid]
+    return TargetObjects(boxes, labels, target_masks(targets, row, size))
 
 
 def draw_detection_batch(batch: TrainingObjects, path: Path, title: str) -> Path:
-    """A grid of the images with boxes and names; padding is striped, and titles give sizes and weights that are not 1.
+    """A grid of the images with boxes, names and masks; padding is striped, and titles give sizes and weights that are
+    not 1. Masks that the model gets as small squares are drawn as these squares have them.
 
     The model sees zeros (after normalisation) where there are stripes.
     """
@@ -85,7 +91,17 @@ def _sample(batch: TrainingObjects, row: int) -> Sample:
     text = f"{batch.descriptions[row]}: {height}x{width}{padded}, {count} object{'s' * (count != 1)}"
     shown, factor = smaller(striped(image, height, width))
     weight = weight_text(float(batch.weights[row])).replace("\n", ", ")
-    return Sample(shown, DrawnObjects(objects.boxes * np.float32(factor), objects.labels), text + weight)
+    drawn = DrawnObjects(objects.boxes * np.float32(factor), objects.labels, masks=_fitting(objects.masks, shown))
+    return Sample(shown, drawn, text + weight)
+
+
+def _fitting(
+    masks: list[UInt8[np.ndarray, "h w"]] | None, shown: UInt8[np.ndarray, "h2 w2 c"]
+) -> list[UInt8[np.ndarray, "h2 w2"]] | None:
+    """Masks at the size of what is shown."""
+    if not masks or masks[0].shape == shown.shape[:2]:
+        return masks
+    return list(resize_masks(np.stack(masks), (shown.shape[0], shown.shape[1])))
 
 
 def striped(image: UInt8[np.ndarray, "h w c"], height: int, width: int) -> UInt8[np.ndarray, "h w c"]:

@@ -23,7 +23,22 @@ from eqvision.classifiers import (
     swin_classifier,
     vit_classifier,
 )
-from eqvision.detectors import deformable_detr, detr
+from eqvision.detectors import (
+    cascade_mask_rcnn_vitdet_b,
+    cascade_mask_rcnn_vitdet_h,
+    cascade_mask_rcnn_vitdet_l,
+    centernet_dla34,
+    centernet_hourglass104,
+    centernet_r18_dcn,
+    centernet_resnet,
+    deformable_detr,
+    detr,
+    mask_rcnn_small,
+    mask_rcnn_vitdet_b,
+    mask_rcnn_vitdet_h,
+    mask_rcnn_vitdet_l,
+    rcnn_resnet_fpn,
+)
 from eqvision.layers import Implementation, Remat
 from eqvision.models import Model
 from eqvision.names import nearest
@@ -164,6 +179,8 @@ SMALL_DETR = partial(
     decoder_depth=3,
 )
 
+CASCADE_RCNN = partial(rcnn_resnet_fpn, 50, cascade=True, num_classes=80)
+
 DETECTORS: dict[str, Callable[..., Model]] = {
     "detr_r50": partial(detr, 50),
     "detr_r50_dc5": partial(detr, 50, dc5=True),
@@ -179,6 +196,25 @@ DETECTORS: dict[str, Callable[..., Model]] = {
     "deformable_detr_r50_two_stage": partial(deformable_detr, 50, refine=True, two_stage=True),
     "deformable_detr_r50_single_scale": partial(deformable_detr, 50, num_levels=1),
     "deformable_detr_r50_single_scale_dc5": partial(deformable_detr, 50, num_levels=1, dc5=True),
+    # torchvision's rules unless ``dialect`` says otherwise; published weights bring their own
+    "faster_rcnn_r50_fpn": partial(rcnn_resnet_fpn, 50),
+    "mask_rcnn_r50_fpn": partial(rcnn_resnet_fpn, 50, masks=True),
+    "faster_rcnn_r50_fpn_v2": partial(rcnn_resnet_fpn, 50, v2=True, norm="batch"),
+    "mask_rcnn_r50_fpn_v2": partial(rcnn_resnet_fpn, 50, masks=True, v2=True, norm="batch"),
+    "cascade_rcnn_r50_fpn": partial(CASCADE_RCNN, dialect="mmdet"),
+    "cascade_mask_rcnn_r50_fpn": partial(CASCADE_RCNN, masks=True, dialect="detectron2"),
+    # made for images of ``image_size``, 1024 as published; other sizes are taken too
+    "mask_rcnn_vitdet_b": mask_rcnn_vitdet_b,
+    "mask_rcnn_vitdet_l": mask_rcnn_vitdet_l,
+    "mask_rcnn_vitdet_h": mask_rcnn_vitdet_h,
+    "cascade_mask_rcnn_vitdet_b": cascade_mask_rcnn_vitdet_b,
+    "cascade_mask_rcnn_vitdet_l": cascade_mask_rcnn_vitdet_l,
+    "cascade_mask_rcnn_vitdet_h": cascade_mask_rcnn_vitdet_h,
+    "mask_rcnn_small": mask_rcnn_small,
+    "centernet_r18_dcn": centernet_r18_dcn,
+    "centernet_r101_dcn": partial(centernet_resnet, 101),
+    "centernet_dla34": centernet_dla34,
+    "centernet_hourglass104": centernet_hourglass104,
 }
 
 Kind = Literal["classifier", "detector"]

@@ -248,7 +248,7 @@ CASES = (
 
 
 class DetectorCase(NamedTuple):
-    """A detector of the zoo and what is published of it.
+    """A DETR of the zoo and what is published of it.
 
     ``params`` (1e6) are those of transformers' model on the meta device, which are no parameters but buffers where
     norms are frozen: ``extra`` counts these. ``gmacs`` (1e9) is the mean of the first 100 images of COCO val2017, as
@@ -265,6 +265,33 @@ class DetectorCase(NamedTuple):
     layers: int = 6
     strides: tuple[int, ...] = (4, 8, 16, 32)
     channels: tuple[int, ...] = (256, 512, 1024, 2048)
+
+
+class RCNNCase(NamedTuple):
+    """An R-CNN of the zoo. ``params`` (1e6) and ``gmacs`` (1e9, one image of 800 x 800) are printed by ``source``.
+
+    ``extra`` as above; ``uncounted`` is work (1e9) that the source leaves out.
+    """
+
+    name: str
+    params: float | None
+    gmacs: float | None
+    masks: bool
+    classes: int
+    source: str
+    extra: int = 0
+    uncounted: float = 0.0
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    channels: tuple[int, ...] = (256, 512, 1024, 2048)
+
+
+class CenterNetCase(NamedTuple):
+    """A CenterNet of the zoo, of which neither parameters nor work are published; ``stacks`` that predict."""
+
+    name: str
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+    stacks: int = 1
 
 
 FROZEN = {50: 4 * 26_560, 101: 4 * 52_672}  # weight, bias, mean and variance of each channel of a ResNet
@@ -293,6 +320,28 @@ DETECTOR_CASES = (
     DetectorCase(
         "deformable_detr_r18", None, None, 50, 91, "nothing published", layers=3, channels=(64, 128, 256, 512)
     ),
+)
+MASK_HEAD = 53.2066304  # 1e9: of 100 objects, and the random images that torchvision counted v1 on gave none
+RCNN_CASES = (
+    RCNNCase("faster_rcnn_r50_fpn", 41.755286, 134.38, False, 90, TORCHVISION, FROZEN[50]),
+    RCNNCase("mask_rcnn_r50_fpn", 44.401393, 134.38, True, 90, TORCHVISION, FROZEN[50], MASK_HEAD),
+    RCNNCase("faster_rcnn_r50_fpn_v2", 43.712278, 280.371, False, 90, TORCHVISION),
+    RCNNCase("mask_rcnn_r50_fpn_v2", 46.359409, 333.577, True, 90, TORCHVISION),
+    RCNNCase("cascade_rcnn_r50_fpn", None, None, False, 80, "nothing published"),
+    RCNNCase("cascade_mask_rcnn_r50_fpn", None, None, True, 80, "nothing published"),
+    *(
+        RCNNCase(f"{kind}_vitdet_{size}", None, None, True, 80, "nothing published", strides=(16,), channels=(width,))
+        for kind in ("mask_rcnn", "cascade_mask_rcnn")
+        for size, width in (("b", 768), ("l", 1024), ("h", 1280))
+    ),
+    # Of our own making, for small images.
+    RCNNCase("mask_rcnn_small", None, None, True, 80, "nothing published", channels=(32, 64, 128, 256)),
+)
+CENTERNET_CASES = (
+    CenterNetCase("centernet_r18_dcn", (4, 8, 16, 32), (64, 128, 256, 512)),
+    CenterNetCase("centernet_r101_dcn", (4, 8, 16, 32), (256, 512, 1024, 2048)),
+    CenterNetCase("centernet_dla34", (1, 2, 4, 8, 16, 32), (16, 32, 64, 128, 256, 512)),
+    CenterNetCase("centernet_hourglass104", (4, 4), (256, 256), stacks=2),
 )
 
 

@@ -87,7 +87,7 @@ def test_boxes_are_clipped_and_what_is_left_out_is_counted(tmp_path):
     assert truth.ids.tolist() == list(range(1, 10))
     np.testing.assert_array_equal(truth.boxes[:2], [[-3, -2, 5, 6], [28, 20, 128, 120]])
     assert CocoDetection(tmp_path, "train", crowd="keep")[0].boxes.shape == (5, 4)
-    masked = CocoDetection(tmp_path, "train", masks=True)
+    masked = CocoDetection(tmp_path, "train", masks=True, without_mask="drop")
     assert masked.dropped.no_mask == 1
     assert masked[0].masks.shape == (3, HEIGHT, WIDTH)
 
@@ -133,7 +133,7 @@ def test_segmentations_stay_as_they_are(tmp_path):
     assert compressed == CompressedRLE((HEIGHT, WIDTH), text.encode())
     assert isinstance(uncompressed, UncompressedRLE)
     assert uncompressed.counts.tolist() == counts
-    assert none is None
+    assert none == Polygons(())
     for square in (rest, bare):
         assert [part.tolist() for part in square.parts] == SQUARE
     assert source.index.notes["polygons"] == 3

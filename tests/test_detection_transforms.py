@@ -24,6 +24,7 @@ from eqvision.data.detection import (
     resize_masks,
     resized_size,
     scaled_size,
+    shifted_crop_train,
     with_boxes_from_masks,
 )
 from eqvision.names import UnknownNameError
@@ -47,6 +48,7 @@ TRANSFORMS = {
     "large-scale jitter": large_scale_jitter((50, 64), scale=(0.4, 2.0)),
     "fixed": fixed_size_train((31, 77)),
     "crop": random_crop_train(48, crop=(20, 50), crop_probability=1),
+    "shifted": shifted_crop_train((50, 64), border=20),
     "eval": detection_eval(47, 80),
     "fit": fit_eval(33),
     "fixed eval": fixed_size_eval((64, 48)),
@@ -217,6 +219,23 @@ def test_large_scale_jitter_draws_what_it_says():
     assert max(lefts) > 0.9
 
 
+def test_shifted_crops_draw_what_they_say():
+    """A square of 0.6 to 1.3 times the longer side around a point at least 128 pixels within the image."""
+    plan, rng = shifted_crop_train(512, flip=0).plan, np.random.default_rng(0)
+    plans = [plan((480, 640), rng) for _ in range(500)]
+    assert {resize.width for resize, _ in plans} == {
+        round(512 / share) for share in (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3)
+    }
+    assert all(max(crop.height, crop.width) <= 512 for _, crop in plans)
+    whole = [(resize, crop) for resize, crop in plans if resize.width == round(512 / 0.6)]
+    ends = np.array([(crop.left, crop.left + crop.width, resize.width) for resize, crop in whole])
+    # The middle lies in 128 .. 511 of 640 and the region has 384: it reaches over both edges by up to 64.
+    assert (ends[:, 0].min(), ends[:, 1].max()) == (0, ends[0, 2])
+    assert ends[:, 0].max() > 0.95 * (512 - 192) / 640 * ends[0, 2]
+    assert min(crop.width for _, crop in whole) < 1.05 * (128 + 192) / 640 * ends[0, 2]
+    assert shifted_crop_train(64, flip=0, border=128).output_size((1, 9), rng)[0] >= 1
+
+
 def test_color_jitter_comes_last_and_leaves_boxes():
     plain, jittered = (fixed_size_train(32, flip=0, color_jitter=strength) for strength in (0.0, 0.5))
     example = board()._replace(image=np.random.default_rng(5).integers(0, 256, (40, 60, 3), np.uint8))
@@ -246,6 +265,7 @@ def test_the_example_that_is_passed_stays_as_it_is():
         (lambda: detr_train(crop_probability=-1), "crop_probability=-1; expected a probability"),
         (lambda: detr_train(rounding="dert"), "rounding of sizes 'dert' does not exist; nearest: detr"),
         (lambda: large_scale_jitter(64, scale=(0.0, 2.0)), r"scale=\(0.0, 2.0\); expected 0 < lowest <= highest"),
+        (lambda: shifted_crop_train(64, scales=(0.0,)), r"scales=\(0.0,\), border=128; expected shares above 0"),
         (lambda: fixed_size_eval(0), r"size=\(0, 0\); expected lengths"),
         (
             lambda: DetectionTransform(interpolation="bilinaer"),

@@ -19,6 +19,7 @@ from eqvision.predict import Run, predict, prepare
 from eqvision.pretrained import LAYOUTS, WeightsError, to_layout
 from eqvision.pretrained.cards import CARDS, Card, Preprocessing, cards, default_card, find_card
 from eqvision.pretrained.cards.resnet import TORCHVISION
+from eqvision.pretrained.cards.text import describe_card
 from eqvision.pretrained.preprocess import card_of, known_class_names, known_preprocessing, usual_preprocessing
 from eqvision.published import evaluate_published, load_published
 from eqvision.zoo import DETECTORS, MODELS, builder
@@ -55,9 +56,11 @@ def test_every_card_is_complete():
 def test_the_preprocessing_of_every_card_can_be_done(card):
     prepared = card.preprocessing
     if card.name in DETECTORS:
-        assert (prepared.size, prepared.longest, prepared.interpolation) == (800, 1333, "bilinear")
+        assert prepared.interpolation == "bilinear"
         transform = detection_eval(prepared.size, prepared.longest)
-        assert transform.output_size((480, 640), np.random.default_rng(0)) == (800, 1066)
+        kind = "centernet" if card.name.startswith("centernet") else "vitdet" if "vitdet" in card.name else "others"
+        expected = {"centernet": (384, 512), "vitdet": (768, 1024), "others": (800, 1066)}[kind]
+        assert transform.output_size((480, 640), np.random.default_rng(0)) == expected
         return
     transform = eval_transform("imagenet", prepared.size, prepared.interpolation, prepared.crop_fraction)
     image = transform(np.zeros((40, 60, 3), np.uint8))
@@ -138,7 +141,7 @@ def test_cards_of_detectors_are_listed_apart(capsys):
 
 def test_every_detector_of_a_paper_has_a_card():
     names = {card.name for card in CARDS if card.name in DETECTORS}
-    assert names == set(DETECTORS) - {"deformable_detr_small", "deformable_detr_r18"}
+    assert names == set(DETECTORS) - {"deformable_detr_small", "deformable_detr_r18", "mask_rcnn_small"}
 
 
 def test_a_file_that_only_browsers_get_says_where_it_belongs(tmp_path):
@@ -149,6 +152,17 @@ def test_a_file_that_only_browsers_get_says_where_it_belongs(tmp_path):
     card = card_of("deformable_detr_r50", tmp_path / "r50_deformable_detr-checkpoint.pth")
     assert card is not None
     assert card.tag == "fundamentalvision"
+
+
+def test_detectron2s_files_are_for_rgb_here():
+    """0..255 less the mean, in the order of the file BGR."""
+    card = find_card("mask_rcnn_r50_fpn", "detectron2_3x")
+    assert (card.layout, card.licence) == ("detectron2_rcnn", "CC-BY-SA-3.0")
+    grey = normalize(np.full((1, 1, 1, 3), 255, np.uint8), card.preprocessing.mean, card.preprocessing.std)
+    np.testing.assert_allclose(np.ravel(grey), [255 - 123.675, 255 - 116.28, 255 - 103.53], rtol=1e-5)
+    printed = describe_card(find_card("cascade_mask_rcnn_r50_fpn", None))
+    assert "metric        COCO val2017 box AP 44.3, mask AP 38.5" in printed
+    assert "note          MSRA's ResNet, which reads BGR of 0..255 less the mean 103.53 116.28 123.675" in printed
 
 
 def test_list_says_where_there_are_none(capsys):

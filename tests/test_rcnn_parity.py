@@ -1,17 +1,33 @@
-"""Proposals, losses, their gradients, detections and masks beside torchvision's own code, with all boxes drawn."""
+"""Proposals, losses, their gradients, detections and masks beside torchvision's own code."""
+
+import copy
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rcnn_references import CLASSES, SIZE, copied, dialect, greedy, head_model, random_maps, torch_heads, torch_maps
+from rcnn_references import (
+    CLASSES,
+    SIZE,
+    copied,
+    dialect,
+    head_model,
+    head_names,
+    random_maps,
+    torch_heads,
+    torch_maps,
+    torch_mask_rcnn,
+    whole_model,
+)
 
+from eqvision.detectors.rcnn_proposals import select_proposals
 from eqvision.losses import rcnn_counts, rcnn_loss
+from eqvision.ops import paste_masks
 from eqvision.types import DetectionTargets, PaddedImages
 
-pytestmark = pytest.mark.parity
-NAMES = {
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("torchvision")]
+LOSSES = {
     "objectness": "loss_objectness",
     "proposal": "loss_rpn_box_reg",
     "class": "loss_classifier",
@@ -21,30 +37,43 @@ NAMES = {
 
 
 @pytest.fixture
-def torchvision_on_cpu(monkeypatch):
-    """Without its kernels: NMS as a loop, and RoIAlign in Python, which it would compile for minutes."""
+def torchvision():
+    """Not at import: ``conftest`` makes it usable beside a CPU build of PyTorch when the test begins."""
+    return pytest.importorskip("torchvision", reason="extra [parity]")
+
+
+@pytest.fixture
+def first_are_drawn(monkeypatch):
+    """Both samplers take the first rows in place of random ones."""
     import torch
-    from torchvision.ops import boxes
 
-    monkeypatch.setattr(boxes, "nms", greedy)
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    monkeypatch.setattr(torch, "randperm", lambda count, **_: torch.arange(count))
+    monkeypatch.setattr(jax.random, "bits", lambda key, shape: jnp.zeros(shape, jnp.uint32))
 
 
-def inputs_of(count=2):
-    return PaddedImages(jnp.zeros((count, *SIZE, 3)), jnp.full((count, 2), jnp.asarray(SIZE)))
+def inputs_of(images):
+    return PaddedImages(jnp.asarray(images), jnp.full((len(images), 2), jnp.asarray(SIZE)))
 
 
-def scene(rng, count=2, objects=5):
-    """The second image has one object less, in whose place stands junk."""
-    corner = rng.uniform(0, 60, (count, objects, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(6, 35, (count, objects, 2))], axis=-1).astype(np.float32)
-    labels = rng.integers(0, CLASSES, (count, objects)).astype(np.int32)
+def no_images(count=2):
+    return inputs_of(np.zeros((count, *SIZE, 3), np.float32))
+
+
+def scene(rng, near, objects=5):
+    """Objects near the boxes ``near`` (b, n, 4); the second image has one less, in whose place stands junk.
+
+    All lie on the image: ``train_outputs`` cuts off what does not, which torchvision leaves to its data.
+    """
+    boxes = np.array(near)[:, : 3 * objects : 3] + rng.normal(0, 1, (len(near), objects, 4))
+    limit = np.array(SIZE[::-1])
+    low = boxes[..., :2].clip(0, limit - 6)
+    boxes = np.concatenate([low, np.maximum(boxes[..., 2:], low + 6).clip(0, limit)], axis=-1).astype(np.float32)
+    labels = rng.integers(0, CLASSES, boxes.shape[:2]).astype(np.int32)
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     low, high = boxes[..., :2, None, None], boxes[..., 2:, None, None]
     inside = (x > low[:, :, 0]) & (x < high[:, :, 0]) & (y > low[:, :, 1]) & (y < high[:, :, 1])
     masks = (inside & (rng.random(inside.shape) < 0.8)).astype(np.uint8)
-    valid = np.ones((count, objects), bool)
+    valid = np.ones(boxes.shape[:2], bool)
     valid[1, -1] = False
     boxes[1, -1] = np.nan
     return DetectionTargets(*(jnp.asarray(x) for x in (boxes, labels, valid, masks)))
@@ -67,46 +96,131 @@ def image_list(count=2):
     return ImageList(torch.zeros(count, 3, *SIZE), [SIZE] * count)
 
 
-def test_losses_and_gradients_are_torchvisions(rng, assert_close, torchvision_on_cpu):
-    proposer, heads = torch_heads()
-    model, state = copied(*head_model(dialect(boxes=240)), proposer, heads)
-    maps, targets = random_maps(rng), scene(rng)
-    theirs = torch_maps(maps)
-    proposals, losses = proposer(image_list(), theirs, torch_targets(targets))
-    losses |= heads(theirs, proposals, [SIZE] * 2, torch_targets(targets))[1]
-    sum(losses.values()).backward()
-
-    @eqx.filter_jit
-    def ours(maps):
-        def loss(maps):
-            samples, _ = model.samples(maps, inputs_of(), targets, state, keys=jax.random.split(jax.random.key(0), 2))
-            counts = rcnn_counts(samples, jnp.ones(2))
-            value, terms = rcnn_loss(samples, jnp.ones(2), counts)
-            return value, (terms, counts)
-
-        return jax.value_and_grad(loss, has_aux=True)(maps)
-
-    (_, (terms, counts)), gradients = ours(maps)
-    assert counts.masks > 9  # some proposals besides the nine objects themselves
-    assert counts.boxes[0] == sum(len(p) for p in proposals) + 9
-    assert_close(terms, {ours: losses[name].item() for ours, name in NAMES.items()}, 2e-5)
-    expected = [level.grad.numpy().transpose(0, 2, 3, 1) for level in theirs.values()]
-    assert_close(list(gradients), expected, 1e-4)
+def losses_of(samples):
+    """The loss of both images, and its terms and counts."""
+    counts = rcnn_counts(samples, jnp.ones(2))
+    value, terms = rcnn_loss(samples, jnp.ones(2), counts)
+    return value, (terms, counts)
 
 
-@pytest.mark.parametrize("v2", [False, True])
-def test_detections_and_masks_are_torchvisions(rng, assert_close, torchvision_on_cpu, v2):
-    proposer, heads = torch_heads(v2=v2)
-    proposer.eval(), heads.eval()
-    model, state = copied(*head_model(dialect(), v2=v2), proposer, heads)
-    maps = random_maps(rng)
-    proposals, _ = proposer(image_list(), torch_maps(maps))
-    found, _ = heads(torch_maps(maps), proposals, [SIZE] * 2)
-    ours = eqx.filter_jit(lambda maps: model.detect(maps, inputs_of(), state))(maps)
+class TestHeads:
+    """On given maps, with all anchors and boxes drawn."""
+
+    def test_losses_and_gradients_are_torchvisions(self, rng, assert_close):
+        proposer, heads = torch_heads()
+        model, state = copied(*head_model(dialect(boxes=240)), head_names(proposer, heads))
+        maps = random_maps(rng)
+        targets = scene(rng, np.stack(proposer.eval()(image_list(), torch_maps(maps))[0]))
+        theirs = torch_maps(maps)
+        proposals, losses = proposer.train()(image_list(), theirs, torch_targets(targets))
+        losses |= heads(theirs, proposals, [SIZE] * 2, torch_targets(targets))[1]
+        sum(losses.values()).backward()
+
+        @eqx.filter_jit
+        def ours(maps):
+            def loss(maps):
+                keys = jax.random.split(jax.random.key(0), 2)
+                return losses_of(model.samples(maps, no_images(), targets, state, keys=keys)[0])
+
+            return jax.value_and_grad(loss, has_aux=True)(maps)
+
+        (_, (terms, counts)), gradients = ours(maps)
+        assert counts.masks > 12  # proposals besides the nine objects themselves
+        assert counts.boxes[0] == sum(len(p) for p in proposals) + 9
+        assert_close(terms, {ours: losses[name].item() for ours, name in LOSSES.items()}, 2e-5)
+        expected = [level.grad.numpy().transpose(0, 2, 3, 1) for level in theirs.values()]
+        assert_close(list(gradients), expected, 1e-4)
+
+
+def check_detections(ours, found, assert_close, tolerance):
+    """In the order of scores; ``found`` holds masks in boxes."""
     for i, rows in enumerate(found):
         assert int(ours.valid[i].sum()) == len(rows["boxes"]) > 20
         mine = jax.tree.map(lambda x, i=i: x[i][ours.valid[i]], ours)
         assert mine.labels.tolist() == (rows["labels"] - 1).tolist()
-        expected = [rows[name].detach().numpy() for name in ("boxes", "scores")]
-        assert_close([mine.boxes, mine.scores], expected, 1e-5)
-        assert_close(mine.masks, rows["masks"].detach().numpy()[:, 0], 1e-5)
+        expected = [rows[name].detach().numpy() for name in ("boxes", "scores", "masks")]
+        assert_close([mine.boxes, mine.scores, mine.masks[:, None]], expected, tolerance)
+
+
+@pytest.mark.parametrize("v2", [False, True])
+class TestWholeModel:
+    """``maskrcnn_resnet50_fpn`` and its ``_v2`` from pixels on, thin and with one block in each stage.
+
+    1e-4 of each array's scale: some thirty layers lie between the pixels and the boxes.
+    """
+
+    def test_every_step_of_detection(self, rng, assert_close, monkeypatch, v2):
+        import torch
+
+        module = torch_mask_rcnn(v2=v2).eval()
+        model, state = copied(*whole_model(dialect(), monkeypatch, v2=v2), module.state_dict())
+        images = rng.normal(size=(2, *SIZE, 3)).astype(np.float32)
+        steps = {part: [] for part in ("backbone", "rpn.head", "rpn", "roi_heads")}
+        for part, kept in steps.items():  # copies, as the last step puts masks into images in place
+            module.get_submodule(part).register_forward_hook(lambda _, __, x, kept=kept: kept.append(copy.deepcopy(x)))
+        with torch.no_grad():
+            pasted = module(list(torch.from_numpy(images).permute(0, 3, 1, 2)))
+
+        @eqx.filter_jit
+        def ours(inputs):
+            maps, _ = model.features(inputs, state)
+            outputs, _ = model.rpn(maps, state)
+            rule, anchors = model.dialect.test_proposals, model.anchors(maps, inputs)
+            proposals = select_proposals(outputs, *anchors, inputs.size, rule=rule)
+            found = model.detect(maps, inputs, state)
+            images = paste_masks(found.masks, found.boxes, SIZE, rule="torchvision", threshold=None)
+            return maps, outputs, proposals, found, images
+
+        maps, outputs, proposals, found, masks = ours(inputs_of(images))
+        assert_close(list(maps), [x.permute(0, 2, 3, 1).numpy() for x in steps["backbone"][0].values()], 1e-4)
+        logits, deltas = steps["rpn.head"][0]
+        assert_close(list(outputs.logits), [x.permute(0, 2, 3, 1).flatten(1).numpy() for x in logits], 1e-4)
+        by_place = [x.unflatten(1, (3, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).numpy() for x in deltas]
+        assert_close(list(outputs.deltas), by_place, 1e-4)
+        assert proposals.valid.all()
+        assert_close(proposals.boxes, np.stack(steps["rpn"][0][0]), 1e-4)
+        check_detections(found, steps["roi_heads"][0][0], assert_close, 1e-4)
+        for i, rows in enumerate(pasted):
+            assert_close(masks[i][found.valid[i]], rows["masks"][:, 0].numpy(), 1e-4)
+
+    def test_losses_gradients_and_statistics(self, rng, assert_close, monkeypatch, first_are_drawn, v2):
+        import torch
+
+        counts = {"anchors": 64, "boxes": 16}  # no more boxes than there are, which batch norms in heads would see
+        module = torch_mask_rcnn(v2=v2, **counts)
+        model, state = copied(*whole_model(dialect(**counts), monkeypatch, v2=v2), module.state_dict())
+        images = rng.normal(size=(2, *SIZE, 3)).astype(np.float32)
+        theirs = torch.from_numpy(images).permute(0, 3, 1, 2)
+        targets = scene(rng, proposals_in_training(module, theirs))
+        losses = module.train()(list(theirs), torch_targets(targets))
+        sum(losses.values()).backward()
+
+        @eqx.filter_jit
+        def ours(inputs):
+            def loss(model):
+                keys = jax.random.split(jax.random.key(0), 2)
+                samples, after = model.train_outputs(inputs, targets, state, keys=keys)
+                value, (terms, counts) = losses_of(samples)
+                return value, (terms, counts, after)
+
+            return eqx.filter_value_and_grad(loss, has_aux=True)(model)
+
+        (_, (terms, drawn, after)), gradients = ours(inputs_of(images))
+        assert (drawn.anchors, drawn.boxes[0], drawn.masks) == (128, 32, 8)
+        assert_close(terms, {ours: losses[name].item() for ours, name in LOSSES.items()}, 1e-4)
+        _, expected_state = copied(model, state, module.state_dict())
+        assert_close(jax.tree.leaves(after), jax.tree.leaves(expected_state), 1e-4)
+        slopes = {name: torch.zeros_like(value) for name, value in module.state_dict().items()}
+        slopes |= {name: value.grad for name, value in module.named_parameters()}
+        assert_close(gradients, eqx.filter(copied(model, state, slopes)[0], eqx.is_inexact_array), 1e-4)
+
+
+def proposals_in_training(module, images):
+    """Of torchvision's model, which stays as it is."""
+    import torch
+    from torchvision.models.detection.image_list import ImageList
+
+    module = copy.deepcopy(module).train()
+    module.rpn.eval()  # or it would want targets
+    with torch.no_grad():
+        return np.stack(module.rpn(ImageList(images, [SIZE] * 2), module.backbone(images))[0])

@@ -88,7 +88,7 @@ def test_outputs_run_over_rows_columns_and_anchors(key):
 
 def test_anchors_of_the_dialects():
     """torchvision measures how far apart they are on the padded image and rounds corners; the others do neither."""
-    maps = tuple(jnp.zeros((1, h, w, 1)) for h, w in ((25, 38), (13, 19)))
+    maps = tuple(jnp.zeros((2, h, w, 1)) for h, w in ((25, 38), (13, 19)))
     given = {"strides": (32, 64), "sizes": ((32.0,), (512.0,))}
     size = jnp.array([[800, 1216], [640, 64]])
 

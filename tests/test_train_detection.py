@@ -273,11 +273,13 @@ def assert_same_curve(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["toy_deformable", "toy_detr"])
+@pytest.mark.parametrize("model", ["toy_deformable", "toy_detr", "toy_mask_rcnn", "toy_centernet"])
 def test_one_device_equals_eight(model, tmp_path, assert_close, stepper, batches):
     """With empty images and rows of weight 0, so that devices differ in what they count."""
-    config = dataclasses.replace(plain(tmp_path), model=dataclasses.replace(plain(tmp_path).model, name=model))
-    config = dataclasses.replace(config, task=toy_config(tmp_path, model=model).task)
+    toy = toy_config(tmp_path, model=model)
+    config = dataclasses.replace(plain(tmp_path), model=toy.model, task=toy.task)
+    if model == "toy_mask_rcnn":
+        batches = first_batches(toy_problem(config), 3)  # with masks
     given = [weightless(emptied(batch, [1, 5]), [7], 50) for batch in batches]
     one = (stepper if model == "toy_deformable" else Stepper(config))(given)
     eight = Stepper(config, devices=8)(given)
@@ -301,6 +303,24 @@ def test_a_run_on_one_device_goes_on_on_eight_with_the_same_loss_curve(finished,
     assert_same_curve(*curves)
     assert metrics["loss"] == pytest.approx(result.metrics["loss"], rel=1e-4)
     assert_close(trained(state_of(moved).model), trained(state_of(config).model), 1e-4)
+
+
+# R-CNNs, which draw what they are trained on
+
+
+@pytest.mark.slow
+def test_an_rcnn_resumes_where_it_was_and_trains_without_objects(tmp_path, monkeypatch):
+    """What is drawn is told by the step and the image; every third scene is empty."""
+    install(monkeypatch, sources=lambda split, masks: Scenes(split, empty=range(0, 100, 3), masks=masks))
+    config, broken = (toy_config(tmp_path / name, model="toy_mask_rcnn") for name in ("whole", "broken"))
+    result = train(config)
+    assert result.metrics.keys() >= {"AP", "mask_AP", "loss"}
+    with monkeypatch.context() as patch:
+        interrupt_in_step(patch, 4)
+        with pytest.raises(Interrupted):
+            train(broken)
+    train(broken)
+    assert_same_run(config, broken)
 
 
 # Accumulation, precision, shapes
@@ -359,7 +379,7 @@ def evaluated():
 
         def evaluate(model="toy_deformable", *, batch_size, devices=1, test=None):
             config = with_loop(toy_config("unused", model=model), eval_batch_size=batch_size)
-            problem = toy_problem(config, test=test or Scenes("test"))
+            problem = toy_problem(config, test=test or Scenes("test", masks=model == "toy_mask_rcnn"))
             return problem.evaluator(make_mesh(num_devices=devices))(*problem.build()).metrics
 
         yield evaluate
@@ -372,10 +392,10 @@ def assert_same_metrics(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["toy_deformable", "toy_detr"])
+@pytest.mark.parametrize("model", ["toy_deformable", "toy_detr", "toy_mask_rcnn", "toy_centernet"])
 def test_metrics_depend_on_no_batch_size_and_no_devices(model, evaluated):
     """Seven images, one of them empty, in batches of one (no padding), of three, and of eight on eight devices."""
-    test = Scenes("test", empty=(4,))
+    test = Scenes("test", empty=(4,), masks=model == "toy_mask_rcnn")
     one = evaluated(model, batch_size=1, test=test)
     assert_same_metrics(evaluated(model, batch_size=3, test=test), one)
     assert_same_metrics(evaluated(model, batch_size=8, devices=8, test=test), one)

@@ -136,6 +136,20 @@ def test_boxes_are_drawn_where_the_targets_are(tmp_path):
     assert (pixels == 190).all(axis=-1).any()
 
 
+def test_masks_of_large_images_shrink_with_them(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(viz_module, "draw_samples", lambda samples, *rest, **options: drawn.extend(samples))
+    mask = np.zeros((400, 1280), np.uint8)
+    mask[100:300, 640:960] = 1
+    objects = TargetObjects(np.array([[640, 100, 960, 300]], np.float32), np.array([3], np.int32), [mask])
+    batch = some_batch(images=np.zeros((1, 400, 1280, 1), np.uint8), sizes=np.array([[400, 1280]]), objects=(objects,))
+    draw_detection_batch(batch, tmp_path / "batch.png", "")
+    (shown,) = drawn[0].objects.masks
+    assert shown.shape == drawn[0].image.shape[:2] == (200, 640)
+    rows, columns = np.nonzero(shown)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (50, 149, 320, 479)
+
+
 def test_a_title_stands_above_the_sheet_and_is_wrapped(tmp_path):
     image = np.zeros((40, 40, 3), np.uint8)
     nothing = pictures_module.DrawnObjects(np.zeros((0, 4), np.float32), np.zeros(0, np.int32))

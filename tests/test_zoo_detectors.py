@@ -1,4 +1,4 @@
-"""Every detector of the zoo against its row in cases.py: abstractly in full size, and run as toys of both families."""
+"""Every detector of the zoo against its row in cases.py: abstractly in full size, and run as toys of each family."""
 
 import functools
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import DETECTOR_CASES
+from cases import CENTERNET_CASES, DETECTOR_CASES, RCNN_CASES, CenterNetCase, RCNNCase
 
 import eqvision
 from eqvision import create
@@ -23,12 +23,19 @@ from eqvision.models import Model
 from eqvision.types import DetectionTargets, PaddedImages
 
 KEY = jax.eval_shape(jax.random.key, 0)
-QUICK = ("detr_r50", "deformable_detr_r50_two_stage")  # tracing a detector takes a second or two
-every_case = pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=case.name, marks=[] if case.name in QUICK else pytest.mark.slow) for case in DETECTOR_CASES],
-)
+ALL_CASES = (*DETECTOR_CASES, *RCNN_CASES, *CENTERNET_CASES)
+# tracing a detector takes a second or two
+QUICK = ("detr_r50", "deformable_detr_r50_two_stage", "mask_rcnn_r50_fpn", "centernet_dla34")
+
+
+def each_of(cases):
+    marked = [pytest.param(case, id=case.name, marks=[] if case.name in QUICK else pytest.mark.slow) for case in cases]
+    return pytest.mark.parametrize("case", marked)
+
+
+every_case = each_of(ALL_CASES)
 USUAL = (800, 1066)  # 640 x 480 pixels, the most frequent size in COCO, as the published evaluation resizes it
+SIDES = (256, 384)  # which the strides of all detectors divide
 
 
 # Full size, on shapes: nothing is allocated, compiled or run
@@ -50,10 +57,10 @@ def predictions_of(model, state, inputs):
 
 
 def test_every_detector_has_one_row():
-    assert sorted(case.name for case in DETECTOR_CASES) == eqvision.list_models(kind="detector")
+    assert sorted(case.name for case in ALL_CASES) == eqvision.list_models(kind="detector")
 
 
-@every_case
+@each_of(DETECTOR_CASES)
 def test_published_figures(case):
     model, state = abstract(case.name)
     counts = count(model, inputs_of(1, *USUAL), state)
@@ -64,24 +71,59 @@ def test_published_figures(case):
         assert 0.92 < counts.macs / 1e9 / case.gmacs < 0.985
 
 
+@each_of([case for case in RCNN_CASES if case.params is not None])
+def test_torchvisions_figures(case):
+    model, state = abstract(case.name)
+    counts = count(model, inputs_of(1, 800, 800), state)
+    assert counts.params - case.extra == round(case.params * 1e6)
+    assert counts.macs / 1e9 - case.uncounted == pytest.approx(case.gmacs, abs=6e-3)
+
+
 @every_case
 def test_predictions(case):
     model, state = abstract(case.name)
-    found = predictions_of(model, state, inputs_of(2, 320, 416))
-    assert found.logits.shape == (case.layers, 2, case.queries, case.outputs)
-    assert found.boxes_cxcywh.shape == (case.layers, 2, case.queries, 4)
-    assert (found.proposals is not None) == ("two_stage" in case.name)
-    assert (found.masks is not None) == ("panoptic" in case.name)
-    assert {leaf.dtype for leaf in jax.tree.leaves(found)} <= {jnp.dtype(jnp.float32), jnp.dtype(bool)}
+    check_predictions(case, predictions_of(model, state, inputs_of(2, *SIDES)))
+
+
+def check_predictions(case, found, classes=None, batch=2):
+    """Shapes and types, of another number of classes than the row's if it is given."""
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} <= {jnp.dtype(x) for x in (jnp.float32, bool, jnp.int32)}
+    if isinstance(case, RCNNCase):
+        assert (found.boxes.shape, found.scores.shape) == ((batch, 100, 4), (batch, 100))
+        assert {found.labels.shape, found.valid.shape} == {(batch, 100)}
+        assert (None if found.masks is None else found.masks.shape) == ((batch, 100, 28, 28) if case.masks else None)
+    elif isinstance(case, CenterNetCase):
+        cells = (case.stacks, batch, SIDES[0] // 4, SIDES[1] // 4)
+        assert found.logits.shape == (*cells, classes or 80)
+        assert found.sizes.shape == found.offsets.shape == (*cells, 2)
+    else:
+        background = 0 if case.outputs == 91 else 1
+        outputs = case.outputs if classes is None else classes + background
+        assert found.logits.shape == (case.layers, batch, case.queries, outputs)
+        assert found.boxes_cxcywh.shape == (case.layers, batch, case.queries, 4)
+        assert (found.proposals is not None) == ("two_stage" in case.name)
+        assert (found.masks is not None) == ("panoptic" in case.name)
+
+
+@each_of(RCNN_CASES)
+def test_columns_of_classes_and_boxes(case):
+    """The background has a logit, and in torchvision's dialect a box and a mask too."""
+    model, _ = abstract(case.name)
+    first, cascade = model.dialect.background == "first", len(model.box_heads) > 1
+    assert model.num_classes == case.classes
+    assert {head.logits.bias.shape for head in model.box_heads} == {(case.classes + 1,)}
+    assert {head.deltas.bias.shape for head in model.box_heads} == {(4 * (1 if cascade else case.classes + first),)}
+    assert (model.mask_head is not None) == case.masks
+    assert not case.masks or model.mask_head.logits.bias.shape == (case.classes + first,)
 
 
 @every_case
 def test_channels_and_strides_describe_the_features(case):
     model, state = abstract(case.name)
     assert (model.backbone.channels, model.backbone.strides) == (case.channels, case.strides)
-    features = jax.eval_shape(lambda m, s, x: m.backbone(x, s)[0], model, state, inputs_of(2, 320, 416).images)
+    features = jax.eval_shape(lambda m, s, x: m.backbone(x, s)[0], model, state, inputs_of(2, *SIDES).images)
     maps = zip(case.channels, case.strides, strict=True)
-    assert [x.shape for x in features] == [(2, 320 // stride, 416 // stride, width) for width, stride in maps]
+    assert [x.shape for x in features] == [(2, SIDES[0] // s, SIDES[1] // s, width) for width, s in maps]
 
 
 @every_case
@@ -98,10 +140,8 @@ def test_leaves_are_float32_arrays_and_parts_keep_their_contracts(case):
 @every_case
 def test_predictions_of_other_channels_and_classes_in_bfloat16(case):
     model, state = abstract(case.name, 7, 1)
-    found = predictions_of(model, state, inputs_of(1, 320, 416, 1, jnp.bfloat16))
-    background = 0 if case.outputs == 91 else 1
-    assert found.logits.shape == (case.layers, 1, case.queries, 7 + background)
-    assert {found.logits.dtype, found.boxes_cxcywh.dtype} == {jnp.dtype(jnp.float32)}
+    found = predictions_of(model, state, inputs_of(1, *SIDES, 1, jnp.bfloat16))
+    check_predictions(case, found, classes=7, batch=1)
     assert model.backbone.in_channels == 1
 
 

@@ -1,4 +1,4 @@
-"""A detector of seconds: tiny Deformable DETR and DETR on small scenes of digits, and the run that trains them."""
+"""Detectors of seconds, one of each kind, on small scenes of digits, and the run that trains them."""
 
 import dataclasses
 import functools
@@ -13,11 +13,14 @@ import eqvision.problems.detection as problem_module
 import eqvision.train as train_module
 from eqvision.backbones.resnet import ConvNorm, ResidualBlock, ResNet
 from eqvision.data.detection import DigitScenes
-from eqvision.detectors import DETR, DeformableDETR
+from eqvision.detectors import DETECTRON2, DETR, RCNN, CenterNet, DeformableDETR, ProposalRule
+from eqvision.heads import CenterHead, RoIBoxHead, RoIMaskHead, RPNHead
 from eqvision.layers import Conv
-from eqvision.losses import DEFORMABLE_DETR_LOSS, DETR_LOSS
+from eqvision.losses import DEFORMABLE_DETR_LOSS, DETECTRON2_LOSS, DETR_LOSS, CenterNetConfig
 from eqvision.mesh import BATCH, make_mesh
+from eqvision.necks import FPN
 from eqvision.problems import Detection
+from eqvision.problems.detection import choose_family
 from eqvision.recipes import (
     CheckpointConfig,
     DetectionConfig,
@@ -73,7 +76,49 @@ def toy_detr(*, num_classes=10, in_channels=1, norm="frozen", dropout=0.0, key):
     return DETR(backbone, num_classes=num_classes, dropout=dropout, **SIZES, key=keys[1])
 
 
+def toy_mask_rcnn(*, num_classes=10, in_channels=1, norm="frozen", key):
+    """A row for ``zoo.DETECTORS``: two maps, and fewer boxes than there are objects and places to draw from."""
+    keys = jax.random.split(key, 5)
+    backbone = toy_backbone(in_channels=in_channels, norm=norm, key=keys[0])
+    return RCNN(
+        backbone,
+        FPN(backbone.channels, backbone.strides, 16, dialect="torchvision", key=keys[1]),
+        RPNHead(16, key=keys[2]),
+        (RoIBoxHead(16, num_outputs=num_classes + 1, num_boxes=num_classes, width=32, key=keys[3]),),
+        RoIMaskHead(16, num_outputs=num_classes, depth=1, width=16, key=keys[4]),
+        dialect=TOY_DIALECT,
+        num_classes=num_classes,
+        anchor_sizes=((12.0,), (24.0,)),
+        count=8,
+    )
+
+
+TOY_DIALECT = dataclasses.replace(
+    DETECTRON2,
+    train_proposals=ProposalRule(30, 20),
+    test_proposals=ProposalRule(30, 20),
+    anchor_sample=dataclasses.replace(DETECTRON2.anchor_sample, count=16),
+    box_sample=dataclasses.replace(DETECTRON2.box_sample, count=8),
+    sampling_ratio=1,
+)
+
+
+def toy_centernet(*, num_classes=10, in_channels=1, norm="frozen", key):
+    """A row for ``zoo.DETECTORS``, without a neck."""
+    keys = jax.random.split(key)
+    backbone = toy_backbone(in_channels=in_channels, norm=norm, key=keys[0])
+    return CenterNet(backbone, None, CenterHead(backbone.channels[-1], num_classes, width=16, key=keys[1]))
+
+
+LOSSES = {
+    "toy_detr": DETR_LOSS,
+    "toy_mask_rcnn": DETECTRON2_LOSS,
+    "toy_centernet": CenterNetConfig(stride=8),
+}
+WITHOUT_DROPOUT = ("toy_mask_rcnn", "toy_centernet")
 TOYS = {
+    "toy_mask_rcnn": toy_mask_rcnn,
+    "toy_centernet": toy_centernet,
     "toy_deformable": toy_deformable,
     "toy_deformable_batch_norm": functools.partial(toy_deformable, norm="batch"),
     "toy_detr": toy_detr,
@@ -83,9 +128,11 @@ TOYS = {
 class Scenes(DigitScenes):
     """Few small scenes; those in ``empty`` hold nothing, and those in ``corrupt`` are black and weigh nothing."""
 
-    def __init__(self, split, length=None, empty=(), corrupt=()):
+    def __init__(self, split, length=None, empty=(), corrupt=(), masks=False):
         length = length or {"train": 24, "test": 7}[split]
-        super().__init__(split, size=SIZE, channels=1, max_digits=OBJECTS, digit_size=(12, 24), length=length)
+        super().__init__(
+            split, size=SIZE, channels=1, max_digits=OBJECTS, digit_size=(12, 24), length=length, masks=masks
+        )
         self.empty, self.corrupt = empty, corrupt
 
     def _composed(self, index):
@@ -102,18 +149,21 @@ def install(monkeypatch, *, devices=1, sources=Scenes):
     for name, row in TOYS.items():
         monkeypatch.setitem(DETECTORS, name, row)
     monkeypatch.setattr(train_module, "make_mesh", lambda config=None: make_mesh(num_devices=devices))
-    monkeypatch.setattr(problem_module, "load_detection", lambda data, in_channels, split: sources(split))
+
+    def load(data, in_channels, split, masks=False):
+        return sources(split, masks=masks) if masks else sources(split)
+
+    monkeypatch.setattr(problem_module, "load_detection", load)
 
 
 def toy_config(out: Path, *, model="toy_deformable", **optimizer) -> DetectionConfig:
     """Six steps of 8 scenes, evaluated and saved every third."""
-    loss = DETR_LOSS if model == "toy_detr" else DEFORMABLE_DETR_LOSS
     data = DetectionDataConfig(kind="digits", size=SIZE, test_split="test", max_objects=OBJECTS, flip=0.5)
     return DetectionConfig(
         out=str(out),
-        model=DetectorConfig(name=model, in_channels=1, dropout=0.0),
-        task=loss,
-        data=dataclasses.replace(data, mean=(0.3,), std=(0.2,), num_threads=0),
+        model=DetectorConfig(name=model, in_channels=1, dropout=None if model in WITHOUT_DROPOUT else 0.0),
+        task=LOSSES.get(model, DEFORMABLE_DETR_LOSS),
+        data=dataclasses.replace(data, mean=(0.3,), std=(0.2,), num_threads=0, mask_crop=16),
         optimizer=OptimizerConfig(**{"learning_rate": 1e-3, **optimizer}),
         schedule=ScheduleConfig(kind="constant"),
         loop=LoopConfig(epochs=2.0, batch_size=8, eval_batch_size=8, log_every=2, eval_every=3),
@@ -123,7 +173,9 @@ def toy_config(out: Path, *, model="toy_deformable", **optimizer) -> DetectionCo
 
 def toy_problem(config: DetectionConfig, train=None, test=None) -> Detection:
     """The problem of ``toy_config`` on given scenes."""
-    return Detection(config, train or Scenes("train"), test or Scenes("test"), 10)
+    family = choose_family(config)
+    sources = (given or Scenes(split, masks=family.masks) for given, split in ((train, "train"), (test, "test")))
+    return Detection(config, *sources, 10, family)
 
 
 def first_batches(problem: Detection, count: int) -> list:

@@ -49,7 +49,14 @@ def parse_recipe(arguments: list[str], program: str) -> "RunConfig | None":
     text = inspect.cleandoc(recipe.__doc__ or "")
     description = f"{text}\n\n--config FILE: YAML as `eqvision config` prints it, or a part of it; options win."
     with REGISTRY:
-        return tyro.cli(type(default), default=default, args=options, prog=f"{program} {name}", description=description)
+        return tyro.cli(
+            type(default),
+            default=default,
+            args=options,
+            prog=f"{program} {name}",
+            description=description,
+            config=(tyro.conf.AvoidSubcommands,),  # the loss is of the recipe's kind
+        )
 
 
 def _with_file(config: "RunConfig", file: Path) -> "RunConfig":

@@ -43,7 +43,7 @@ class PredictOptions:
     threshold: float | None = None
     """Detector only: least score of the objects that are shown, default 0.4."""
     json: Path | None = None
-    """Detector only: file to which the objects are written too, as COCO's results."""
+    """Detector only: file to which the objects are written too, as COCO's results; masks as run lengths."""
     batch_size: int | None = None
     """Images that are computed at a time. Default: 32; for a detector 8, or 1 where images have several shapes."""
 

@@ -13,7 +13,7 @@ from eqvision.recipes import DetectionConfig, TrainConfig
 
 USAGE = """usage: eqvision viz data RECIPE [options of train] [--out FILE.png] [--step 1] [--count N]
            the first images of a training step's batch after all augmentation, with labels, shares and weights;
-           for a detector with boxes, names of classes, and padding in stripes
+           for a detector with boxes, names of classes, masks where it learns them, and padding in stripes
        eqvision viz attention RUN_FOLDER IMAGE... [--out FOLDER]
            where a vision transformer looks: every layer and head, and the rollout"""
 

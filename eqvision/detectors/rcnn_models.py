@@ -8,18 +8,18 @@ from jaxtyping import PRNGKeyArray
 from eqvision.backbones import resnet
 from eqvision.backbones.resnet import Norm, ResidualBlock, ResNet
 from eqvision.classifiers import Backbone
-from eqvision.detectors.rcnn import ANCHOR_SIZES, RCNN, Pyramid, Stage
+from eqvision.detectors.rcnn import ANCHOR_SIZES, RCNN, Pyramid
 from eqvision.detectors.rcnn_dialects import RCNNDialect, rcnn_dialect
 from eqvision.detectors.rcnn_proposals import Sizes
+from eqvision.detectors.rcnn_stages import Stage, cascade_stages
 from eqvision.heads.roi_box import Init, RoIBoxHead
 from eqvision.heads.roi_mask import RoIMaskHead
 from eqvision.heads.rpn import RPNHead
 from eqvision.layers import FrozenBatchNorm, NormKind
 from eqvision.necks.fpn import FPN
-from eqvision.ops.box_coder import CASCADE_WEIGHTS
 from eqvision.ops.iou_assignment import ROI_RULES
 
-CASCADE = tuple(Stage(weights, overlap) for weights, overlap in zip(CASCADE_WEIGHTS, (0.5, 0.6, 0.7), strict=True))
+CASCADE = cascade_stages((0.5, 0.6, 0.7))
 
 
 def build_rcnn(

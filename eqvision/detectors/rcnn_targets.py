@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from eqvision.detectors.rcnn_dialects import RCNNDialect, SampleRule
 from eqvision.ops.box_coder import RPN_WEIGHTS, Weights, encode_boxes
+from eqvision.ops.boxes import clip_boxes
 from eqvision.ops.iou_assignment import POSITIVE, IouAssignment, IouRule, assign_by_iou, matched_boxes
 from eqvision.ops.mask_ops import crop_masks
 from eqvision.ops.samplers import sample_balanced
@@ -38,6 +39,20 @@ class DrawnBoxes(NamedTuple):
     """The object's own box, 0 where there is none."""
     positive: Bool[Array, "b r"]
     valid: Bool[Array, "b r"]
+
+
+def objects_on_image(targets: DetectionTargets, size: Int[Array, "b 2"]) -> DetectionTargets:
+    """Boxes cut off at images of ``size`` (height, width); those without area then are not ``valid``.
+
+    So that there is no learning of what is not there. A valid box that is not finite must not pass in silence: it
+    becomes the whole image, and the labels of that image become no class, which makes ``rcnn_loss`` NaN.
+    """
+    boxes = jnp.where(targets.valid[..., None], targets.boxes.astype(jnp.float32), 0.0)
+    odd = ~jnp.isfinite(boxes).all(axis=-1)
+    boxes = clip_boxes(jnp.where(odd[..., None], jnp.array([0.0, 0.0, jnp.inf, jnp.inf]), boxes), size)
+    labels = jnp.where(odd.any(axis=-1, keepdims=True), -1, targets.labels)
+    valid = targets.valid & (boxes[..., 2:] > boxes[..., :2]).all(axis=-1)
+    return targets._replace(boxes=boxes, labels=labels, valid=valid)
 
 
 def draw_anchors(

@@ -41,6 +41,8 @@ def detector_of_run(path: str | Path) -> tuple[Card, DetectorRun]:
 
 
 def _options(config: DetectionConfig) -> dict[str, Any]:
-    """What decides which parameters there are; dropout and rematerialisation are the zoo's."""
-    given = {"num_queries": config.model.num_queries, "norm": config.model.norm}
+    """What decides which parameters there are, and what an R-CNN makes of them; dropout and rematerialisation are the
+    zoo's."""
+    names = ("num_queries", "norm", "dialect")
+    given = {name: getattr(config.model, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}

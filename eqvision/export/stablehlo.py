@@ -1,7 +1,7 @@
 """StableHLO programs by ``jax.export``, with the parameters inside, for any batch size.
 
-Classifiers: ``images -> logits``. Detectors: ``images, size -> boxes, scores, labels``, Deformable DETR one image after
-the other.
+Classifiers: ``images -> logits``. Detectors: ``images, size -> boxes, scores, labels``, all but DETR one image after the
+other; masks are left out.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from eqvision.data import normalize as normalize_pixels
 from eqvision.data.detection import normalize_padded
-from eqvision.detectors import DETR, decode_sigmoid, decode_softmax
+from eqvision.detectors import DETR, find_objects
 from eqvision.export.card import Card, ModelFile
 from eqvision.export.files import refuse_existing, write_whole
 from eqvision.names import nearest
@@ -80,7 +80,7 @@ class ExportedDetector:
         """
         _check_images(self.program, images)
         boxes, scores, labels = self.function(jnp.asarray(images), jnp.asarray(size, jnp.int32))
-        return Detections(boxes, scores, labels, jnp.ones(scores.shape, bool))
+        return Detections(boxes, scores, labels, scores > 0)  # R-CNN and CenterNet fill up with rows of score 0
 
 
 def _check_images(program: Program, images: Any) -> None:
@@ -165,18 +165,18 @@ def _classify(source: ModelFile, normalize: bool) -> Callable[..., Array]:
 
 def _detect(source: ModelFile, normalize: bool) -> Callable[..., tuple[Array, Array, Array]]:
     model, state, card = source
-    decode = decode_softmax if isinstance(model, DETR) else decode_sigmoid
 
     def run(images: Shaped[Array, "b h w c"], size: Int[Array, "b 2"]) -> tuple[Array, Array, Array]:
         inputs = normalize_padded(images, size, card.mean, card.std) if normalize else PaddedImages(images, size)
-        found = decode(model(inputs, state)[0], size)
+        found = find_objects(model, inputs, state, size, softmax=isinstance(model, DETR))
         return found.boxes, found.scores, found.labels
 
     return run if isinstance(model, DETR) else _one_by_one(run)
 
 
 def _one_by_one(run: Callable[..., tuple[Array, Array, Array]]) -> Callable[..., tuple[Array, Array, Array]]:
-    """One image after the other: deformable sampling needs a batch whose size is known when it is exported."""
+    """One image after the other: deformable sampling, proposals and peaks need a batch whose size is known when it is
+    exported."""
 
     def mapped(images: Shaped[Array, "b h w c"], size: Int[Array, "b 2"]) -> tuple[Array, Array, Array]:
         return lax.map(lambda each: jax.tree.map(lambda x: x[0], run(each[0][None], each[1][None])), (images, size))

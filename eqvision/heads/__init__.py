@@ -1,6 +1,7 @@
 """From features to raw predictions."""
 
 from eqvision.heads.centernet import PRIOR_BIAS, CenterHead, MapBranch
+from eqvision.heads.centernet2 import CenterOutputs, CenterProposalHead
 from eqvision.heads.classification import AttentionPool, DistilledHead, MapHead, TokenHead, TokenPool, zeros
 from eqvision.heads.norm_pool import NormPoolHead
 from eqvision.heads.normed_map import NormedMapHead
@@ -15,6 +16,8 @@ __all__ = [
     "AttentionPool",
     "BoxMLP",
     "CenterHead",
+    "CenterOutputs",
+    "CenterProposalHead",
     "DistilledHead",
     "MapBranch",
     "MapHead",

@@ -9,6 +9,7 @@ from eqvision.layers.deformable_attention import DeformableAttention
 from eqvision.layers.deformable_transformer import DeformableDecoder, DeformableEncoder
 from eqvision.layers.detr_transformer import DETRDecoder, DETRDecoderLayer, DETREncoder, DETREncoderLayer
 from eqvision.layers.drop import LayerScale, MissingKeyError, drop_path, dropout, fold, require_key
+from eqvision.layers.fourier_position import FourierPosition
 from eqvision.layers.init import he_normal_fan_out, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from eqvision.layers.linear import Initializer, Linear
 from eqvision.layers.mlp import MLP, Activation, GatedMLP, activate
@@ -24,13 +25,31 @@ from eqvision.layers.position import (
     sincos_2d,
     sincos_3d,
 )
+from eqvision.layers.prompts import (
+    ABSENT,
+    BOTTOM_RIGHT,
+    INSIDE,
+    NO_POINT,
+    OUTSIDE,
+    TOP_LEFT,
+    MaskEncoder,
+    PromptEncoder,
+    mask_prompts,
+)
 from eqvision.layers.relative_attention import RelativeAttention
 from eqvision.layers.sine_position import sine_position, size_mask
 from eqvision.layers.torch_init import torch_conv, torch_linear
 from eqvision.layers.transformer import MLPKind, Remat, TransformerBlock, TransformerStack, rematerialised
+from eqvision.layers.two_way import NarrowAttention, TwoWayBlock, TwoWayTransformer
 
 __all__ = [
+    "ABSENT",
+    "BOTTOM_RIGHT",
+    "INSIDE",
     "MLP",
+    "NO_POINT",
+    "OUTSIDE",
+    "TOP_LEFT",
     "Activation",
     "Attention",
     "BatchNorm",
@@ -45,6 +64,7 @@ __all__ = [
     "DeformableDecoder",
     "DeformableEncoder",
     "EpsOn",
+    "FourierPosition",
     "FrozenBatchNorm",
     "GatedMLP",
     "GroupNorm",
@@ -54,7 +74,9 @@ __all__ = [
     "LayerScale",
     "Linear",
     "MLPKind",
+    "MaskEncoder",
     "MissingKeyError",
+    "NarrowAttention",
     "NormKind",
     "NormedConv",
     "Padding",
@@ -62,6 +84,7 @@ __all__ = [
     "PatchEmbed3D",
     "PositionEmbedding1D",
     "PositionEmbedding2D",
+    "PromptEncoder",
     "RMSNorm",
     "RelativeAttention",
     "Remat",
@@ -69,6 +92,8 @@ __all__ = [
     "StandardizedConv",
     "TransformerBlock",
     "TransformerStack",
+    "TwoWayBlock",
+    "TwoWayTransformer",
     "activate",
     "attention",
     "average_pool",
@@ -82,6 +107,7 @@ __all__ = [
     "he_normal_fan_out",
     "layer_norm",
     "lecun_normal",
+    "mask_prompts",
     "max_pool",
     "normal",
     "rematerialised",

@@ -25,6 +25,7 @@ from eqvision.losses.distillation import logit_distillation, token_distillation
 from eqvision.losses.masks import mask_dice, mask_focal
 from eqvision.losses.matching_cost import box_cost, focal_cost, softmax_cost
 from eqvision.losses.rcnn import (
+    CENTERNET2_LOSS,
     DETECTRON2_LOSS,
     MMDET_LOSS,
     RCNN_LOSSES,
@@ -47,6 +48,7 @@ from eqvision.losses.set_prediction import (
 )
 
 __all__ = [
+    "CENTERNET2_LOSS",
     "CENTERNET_LOSS",
     "DEFORMABLE_DETR_LOSS",
     "DETECTRON2_LOSS",

@@ -18,6 +18,7 @@ Rows that are not valid and images of weight 0 may hold anything, and change nei
 objects, or with nothing drawn at all, terms are 0 and finite. A label that is no class makes the loss NaN.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -26,9 +27,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from eqvision.losses.boxes import box_l1
+from eqvision.losses.centernet2 import center_totals, distance_giou, heatmap_focal
 from eqvision.losses.reduce import mask_rows
 from eqvision.losses.regression import smooth_l1
-from eqvision.types import AnchorSample, BoxSample, MaskSample, RCNNSamples
+from eqvision.types import AnchorSample, BoxSample, CenterSample, MaskSample, RCNNSamples
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,26 @@ class RCNNLossConfig:
 TORCHVISION_LOSS = RCNNLossConfig()
 DETECTRON2_LOSS = RCNNLossConfig(proposal_beta=0.0, box_beta=0.0, anchors_per_image=256)
 MMDET_LOSS = RCNNLossConfig(proposal_beta=0.0, box_beta=0.0)
+CENTERNET2_LOSS = RCNNLossConfig(objectness_weight=0.5, box_beta=0.0)
 RCNN_LOSSES: dict[str, RCNNLossConfig] = {
     "torchvision": TORCHVISION_LOSS,
     "detectron2": DETECTRON2_LOSS,
     "mmdet": MMDET_LOSS,
+    "centernet2": CENTERNET2_LOSS,
 }
 
 
 class RCNNCounts(NamedTuple):
-    """What the terms are divided by: images, anchors drawn, boxes drawn in each stage, and boxes with masks."""
+    """What the terms are divided by: images, anchors drawn, boxes drawn in each stage, and boxes with masks.
+
+    Of CenterNet2 ``anchors`` are centres of objects and ``cells`` those that have an object; else that is None.
+    """
 
     images: Float[Array, ""]
     anchors: Float[Array, ""]
     boxes: tuple[Float[Array, ""], ...]
     masks: Float[Array, ""]
+    cells: Float[Array, ""] | None = None
 
 
 def rcnn_counts(samples: RCNNSamples, weights: Float[Array, " b"]) -> RCNNCounts:
@@ -87,12 +95,14 @@ def rcnn_counts(samples: RCNNSamples, weights: Float[Array, " b"]) -> RCNNCounts
     def total(valid: Bool[Array, "b n"]) -> Float[Array, ""]:
         return jnp.where(valid, weights[:, None], 0.0).sum()
 
-    masks = samples.masks
+    first, masks = samples.anchors, samples.masks
+    anchors, cells = center_totals(first, weights) if isinstance(first, CenterSample) else (total(first.valid), None)
     return RCNNCounts(
         weights.sum(),
-        total(samples.anchors.valid),
+        anchors,
         tuple(total(stage.valid) for stage in samples.boxes),
         jnp.zeros_like(weights.sum()) if masks is None else total(masks.valid),
+        cells,
     )
 
 
@@ -110,19 +120,47 @@ def rcnn_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """This device's share of the loss, and of its terms by name, before their factors.
 
-    ``weights`` are 0 for images that only pad the batch. The terms are ``objectness`` and ``proposal`` of the anchors,
-    ``class`` and ``box`` of the last stage, with ``_0``, ``_1`` those of a cascade's stages before, and ``mask`` where
-    the model predicts masks.
+    ``weights`` are 0 for images that only pad the batch. The terms are ``objectness`` and ``proposal`` of the anchors
+    (of CenterNet2: focal loss of the heatmap, and GIoU), ``class`` and ``box`` of the last stage, with ``_0``, ``_1``
+    those of a cascade's stages before, and ``mask`` where the model predicts masks.
     """
-    terms = _anchor_terms(samples.anchors, weights, counts, config)
+    terms = _first_terms(samples.anchors, weights, counts, config)
     for number, stage in enumerate(samples.boxes):
         suffix = "" if number == len(samples.boxes) - 1 else f"_{number}"
         values = _box_terms(stage, weights, counts.boxes[number], config)
         terms |= {f"{name}{suffix}": value for name, value in values.items()}
     if samples.masks is not None:
         terms["mask"] = _mask_term(samples.masks, weights, counts.masks)
-    factors = {name: getattr(config, f"{name.split('_')[0]}_weight") for name in terms}
-    return jnp.stack([factors[name] * value for name, value in terms.items()]).sum(), terms
+    weight = factors(terms, config)
+    return jnp.stack([weight[name] * value for name, value in terms.items()]).sum(), terms
+
+
+def factors(terms: Iterable[str], config: RCNNLossConfig) -> dict[str, float]:
+    """Of each term of ``rcnn_loss``, by its name."""
+    return {name: getattr(config, f"{name.split('_')[0]}_weight") for name in terms}
+
+
+def divisors(terms: Iterable[str], counts: RCNNCounts, config: RCNNLossConfig) -> dict[str, Float[Array, ""]]:
+    """What each term of ``rcnn_loss`` was divided by, by its name."""
+    return {name: _divisor(name, counts, config) for name in terms}
+
+
+def _divisor(name: str, counts: RCNNCounts, config: RCNNLossConfig) -> Float[Array, ""]:
+    kind, _, stage = name.partition("_")
+    if counts.cells is not None and kind in ("objectness", "proposal"):
+        return counts.anchors if kind == "objectness" else counts.cells
+    if kind in ("objectness", "proposal"):
+        return config.anchors_per_image * counts.images if config.anchors_per_image else counts.anchors
+    return counts.masks if kind == "mask" else counts.boxes[int(stage) if stage else -1]
+
+
+def _first_terms(
+    sample: AnchorSample | CenterSample, weights: Float[Array, " b"], counts: RCNNCounts, config: RCNNLossConfig
+) -> dict[str, Float[Array, ""]]:
+    if isinstance(sample, AnchorSample):
+        return _anchor_terms(sample, weights, counts, config)
+    sums = {"objectness": heatmap_focal(sample, weights), "proposal": distance_giou(sample, weights)}
+    return {name: _divided(value, _divisor(name, counts, config)) for name, value in sums.items()}
 
 
 def _anchor_terms(
@@ -131,7 +169,7 @@ def _anchor_terms(
     each = _weights(sample.valid, weights)
     logits = mask_rows(sample.logits.astype(jnp.float32), each)
     values = jax.nn.softplus(logits) - logits * sample.positive
-    whole = config.anchors_per_image * counts.images if config.anchors_per_image else counts.anchors
+    whole = _divisor("objectness", counts, config)
     return {
         "objectness": _divided((values * each).sum(), whole),
         "proposal": _box_term(sample, weights, whole, config.proposal_beta),

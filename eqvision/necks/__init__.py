@@ -5,6 +5,7 @@ from eqvision.necks.conv_block import ConvBlock, Convolution
 from eqvision.necks.deconv_up import DeconvUp
 from eqvision.necks.dla_up import DLAUp
 from eqvision.necks.fpn import FPN, Dialect, Extra, caffe2_xavier, upsample_to
+from eqvision.necks.map_norms import NormedMaps
 from eqvision.necks.simple_pyramid import SimplePyramid
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "DeconvUp",
     "Dialect",
     "Extra",
+    "NormedMaps",
     "SimplePyramid",
     "caffe2_xavier",
     "check_features",

@@ -8,7 +8,7 @@ from eqvision.layers import LayerNorm, activate, max_pool
 from eqvision.layers.conv_transpose import ConvTranspose
 from eqvision.layers.normed_conv import NormedConv, NormKind
 from eqvision.necks.checks import check_features, check_levels
-from eqvision.necks.fpn import caffe2_xavier
+from eqvision.necks.fpn import ExtraLevels, caffe2_xavier
 from eqvision.types import Features
 
 
@@ -48,10 +48,12 @@ class SimplePyramid(eqx.Module):
 
     Built from ``channels`` and ``strides`` of the backbone; of several maps the last is read. A stride must be that of
     the backbone divided by 4, 2 or 1, or its double. ``norm`` is that of the convolutions, ``layer`` as published.
-    ``pool`` adds a level that takes every second place of the last (P6). Raises ValueError for another stride.
+    ``pool`` adds a level that takes every second place of the last (P6). ``p6p7`` adds two others instead, by strided
+    convolutions of the last and a ReLU between them, as Scenic's CenterNet2. Raises ValueError for another stride.
     """
 
     levels: tuple[PyramidLevel, ...]
+    extra: ExtraLevels | None
     pool: bool = eqx.field(static=True)
     in_channels: tuple[int, ...] = eqx.field(static=True)
     channels: tuple[int, ...] = eqx.field(static=True)
@@ -66,17 +68,20 @@ class SimplePyramid(eqx.Module):
         out_strides: tuple[int, ...] = (4, 8, 16, 32),
         norm: NormKind = "layer",
         pool: bool = True,
+        p6p7: bool = False,
         key: PRNGKeyArray,
     ):
         check_levels("SimplePyramid", channels, strides, len(channels) - 1)
         check_levels("SimplePyramid", (width,) * len(out_strides), out_strides)
         keys = jax.random.split(key, len(out_strides))
+        more = jax.random.fold_in(key, len(out_strides))
         self.levels = tuple(
             _level(channels[-1], strides[-1], out, width, norm, key=k) for out, k in zip(out_strides, keys, strict=True)
         )
-        self.pool = pool
+        self.extra = ExtraLevels(width, width, norm="none", relu=True, key=more) if p6p7 else None
+        self.pool = pool and not p6p7
         self.in_channels = channels
-        self.strides = (*out_strides, *([2 * out_strides[-1]] if pool else []))
+        self.strides = (*out_strides, *(out_strides[-1] << i for i in range(1, 1 + (2 if p6p7 else int(pool)))))
         self.channels = (width,) * len(self.strides)
 
     def __call__(
@@ -88,6 +93,9 @@ class SimplePyramid(eqx.Module):
         for level in self.levels:
             y, state = level(features[-1], state, train=train)
             maps.append(y)
+        if self.extra is not None:
+            more, state = self.extra(maps[-1], state, train=train)
+            return (*maps, *more), state
         return (*maps, *([max_pool(maps[-1], 1, stride=2)] if self.pool else [])), state
 
 

@@ -53,15 +53,18 @@ def assemble(
     model, state = _abstract(build, sizes)
     expected = named_arrays(model, state)
     leaves = _adapted(leaves, expected, layout, model, sizes, where)
-    leaves |= _fresh(model, state, leaves, layout, where, key)
+    leaves |= _fresh(build, sizes, model, state, leaves, layout, where, key)
     _check_shapes(leaves, expected, layout, where)
     return with_leaves(model, state, {name: jnp.asarray(leaf, expected[name].dtype) for name, leaf in leaves.items()})
 
 
 def _abstract(build: Build, sizes: Sizes) -> tuple[Model, eqx.nn.State]:
     """Shapes of the model and its state; nothing is allocated."""
-    given = {name: value for name, value in sizes._asdict().items() if value is not None}
-    return eqx.filter_eval_shape(lambda: eqx.nn.make_with_state(build)(**given, key=jax.random.key(0)))
+    return eqx.filter_eval_shape(lambda: eqx.nn.make_with_state(build)(**_given(sizes), key=jax.random.key(0)))
+
+
+def _given(sizes: Sizes) -> dict[str, Any]:
+    return {name: value for name, value in sizes._asdict().items() if value is not None}
 
 
 def _absent_head(rules: tuple[Rule, ...], tensors: Tensors, layout: Layout, wanted: Sizes, where: str) -> set[str]:
@@ -117,6 +120,8 @@ def _sizes(model: Model, leaves: Mapping[str, np.ndarray], layout: Layout, wante
         rows, columns = leaves[layout.positions].shape[:2]
         patch = model.backbone.strides[-1]
         image_size = (rows * patch, columns * patch)
+    if image_size is None and layout.image_size is not None:
+        image_size = layout.image_size(leaves, model.backbone.strides[-1])
     channels = wanted.in_channels or leaves[layout.first_conv].shape[2]
     return Sizes(classes, image_size, channels)
 
@@ -131,10 +136,9 @@ def _adapted(
 ) -> dict[str, np.ndarray]:
     """Another number of channels, another grid, and no head where the number of classes is another."""
     leaves = dict(leaves)
-    last = layout.classes.rsplit(".", 1)[0]
     if layout.classes in leaves and layout.class_count(leaves) != sizes.num_classes:
         log.info("%s: the layer for %d classes is dropped", where, layout.class_count(leaves))
-        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith(last)}
+        leaves = {name: leaf for name, leaf in leaves.items() if not _is_dropped(name, leaf, expected, layout)}
     kernel = leaves.get(layout.first_conv)  # None: eqvision's own file of a model that has none
     if kernel is not None and sizes.in_channels is not None and kernel.shape[2] != sizes.in_channels:
         leaves[layout.first_conv] = adapt_channels(kernel, sizes.in_channels, where)
@@ -145,6 +149,14 @@ def _adapted(
             leaves[layout.positions] = layout.resample(np.asarray(old, np.float32), grid)
             log.info("%s: position embedding resampled from %s to %s", where, old.shape[:2], grid)
     return leaves | _other_windows(leaves, expected, layout, where)
+
+
+def _is_dropped(name: str, leaf: np.ndarray, expected: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether a leaf is of a layer for classes, of which the model has another number."""
+    if name.startswith(layout.classes.rsplit(".", 1)[0]):
+        return True
+    depends = any(fnmatch.fnmatchcase(name, pattern) for pattern in layout.class_layers)
+    return depends and name in expected and leaf.shape != expected[name].shape
 
 
 def _other_windows(
@@ -163,6 +175,8 @@ def _other_windows(
 
 
 def _fresh(
+    build: Build,
+    sizes: Sizes,
     model: Model,
     state: eqx.nn.State,
     leaves: Mapping[str, np.ndarray],
@@ -173,13 +187,20 @@ def _fresh(
     """Initial values of the last layer where the file's does not fit, and of what the layout does not have at all."""
     last = layout.classes.rsplit(".", 1)[0]
     expected = named_arrays(model, state)
-    names = [n for n in expected if n not in leaves and n.startswith((last, *layout.fresh))]
+    names = [n for n in expected if n not in leaves and _may_be_fresh(n, (last, *layout.fresh), layout.class_layers)]
     if not names:
         return {}
     log.info("%s: fresh values for %s", where, ", ".join(names))
-    head = model.head.reset(layout.class_count(expected), key=key)
-    values = named_arrays(eqx.tree_at(lambda m: m.head, model, head), state)
+    if layout.class_layers:
+        values = named_arrays(*eqx.nn.make_with_state(build)(**_given(sizes), key=key))
+    else:
+        head = model.head.reset(layout.class_count(expected), key=key)
+        values = named_arrays(eqx.tree_at(lambda m: m.head, model, head), state)
     return {name: values[name] for name in names}
+
+
+def _may_be_fresh(name: str, starts: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    return name.startswith(starts) or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _check_shapes(leaves: Mapping[str, Any], expected: Mapping[str, Any], layout: Layout, where: str) -> None:

@@ -20,8 +20,9 @@ class Layout:
     """One way in which weights are published.
 
     ``rules`` gives the table for a model (its shapes suffice). A file is of this layout if every pattern of ``marks``
-    fits one of its names and no pattern of ``unlike`` does. Tensors that fit ``ignored`` may be in the file and are
-    not read; leaves of ours that begin with one of ``fresh`` have no counterpart in it.
+    fits one of its names and no pattern of ``unlike`` does; ``|`` stands between patterns of which one is enough.
+    Tensors that fit ``ignored`` may be in the file and are not read; leaves of ours that begin with one of ``fresh``
+    have no counterpart in it.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Layout:
     """How the original brings position embeddings to another grid; None for layouts without them."""
     positions: str = "backbone.position.weight"
     """The leaf that ``resample`` is for, (h, w, d)."""
+    image_size: Callable[[Mapping[str, np.ndarray], int], tuple[int, int] | None] | None = None
+    """(leaves, patch size) -> height and width in pixels that the file's model is for, where positions do not tell."""
     tables: str = ""
     """Pattern of stacked leaves (depth, rows, columns, heads): biases by relative position inside a window."""
     resample_tables: Resample | None = None
@@ -54,6 +57,8 @@ class Layout:
     """The leaf whose inputs are the channels of the image."""
     classes: str = "head.linear.bias"
     """The leaf whose last axis is the number of classes."""
+    class_layers: tuple[str, ...] = ()
+    """Patterns of all leaves whose shape may depend on the number of classes, where ``model.head`` is not all."""
     computes: Callable[[Any], bool] = lambda model: True
     """Whether the original library can compute such a model, and not only hold its weights."""
     no_object: int = 0
@@ -85,4 +90,5 @@ class Layout:
 
 
 def _any_fits(pattern: str, names: Collection[str]) -> bool:
-    return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    alternatives = pattern.split("|")
+    return any(each in names or fnmatch.filter(names, each) for each in alternatives)

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 from eqvision.classifiers import Classifier
 from eqvision.counting import count
@@ -25,7 +25,7 @@ from eqvision.data import (
 from eqvision.evaluate import Evaluation, Evaluator
 from eqvision.evaluators import check_evaluators, run_evaluators
 from eqvision.finetune import load_teacher
-from eqvision.keys import augment_key
+from eqvision.keys import StepKeys, augment_key
 from eqvision.losses import logit_distillation, token_distillation, weighted_sums
 from eqvision.recipes import DistillConfig, TrainConfig
 from eqvision.report import write_report
@@ -97,10 +97,11 @@ class Classification:
         model: Classifier,
         stats: eqx.nn.State,
         batch: ClassificationBatch,
-        key: PRNGKeyArray,
+        keys: StepKeys,
         counts: Float[Array, ""],
         teacher: Teacher | None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], eqx.nn.State]:
+        key = keys.own
         images, labels = self._augmented(batch, key)
         images = jnp.asarray(images, jnp.dtype(self.config.loop.compute_dtype))
         features, new = model.features(images, stats, train=True, key=key)
@@ -110,7 +111,7 @@ class Classification:
             values = _distilled(values, outputs, features, images, teacher, self.config.distill)
         return weighted_sums(values, weights, axis_names=())[0] / jnp.where(counts == 0, 1.0, counts), {}, new
 
-    def _augmented(self, batch: ClassificationBatch, key: PRNGKeyArray) -> tuple[Array, Array]:
+    def _augmented(self, batch: ClassificationBatch, key: Key[Array, ""]) -> tuple[Array, Array]:
         images = jnp.asarray(normalize(batch.images, self.config.data.mean, self.config.data.std))
         mixing = self.config.augment
         if not (mixing.mixup or mixing.cutmix or mixing.random_erasing):

@@ -1,64 +1,55 @@
-"""Detection: boxes of objects, by set prediction."""
+"""Detection: boxes, and masks where the model has them, of the objects in an image."""
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from eqvision.counting import count
-from eqvision.data import device_feed
 from eqvision.data.detection import DetectionStream, detection_eval_stream, detection_train_stream, normalize_padded
-from eqvision.detectors import decode_sigmoid, decode_softmax
-from eqvision.evaluate import StoppedEvaluation, local_rows
+from eqvision.detectors import RCNN, CenterNet
+from eqvision.keys import StepKeys
 from eqvision.layers import FrozenBatchNorm
-from eqvision.losses import detr_loss, target_counts
-from eqvision.losses.set_prediction import Counts, SetPredictionConfig
-from eqvision.mesh import BATCH
-from eqvision.metrics import CocoMetric, Mean, all_reduce, merge
+from eqvision.losses import CenterNetConfig, RCNNLossConfig, SetPredictionConfig
+from eqvision.metrics import Mean, all_reduce
 from eqvision.names import nearest
-from eqvision.ops.collectives import global_sum
+from eqvision.ops import PasteRule
+from eqvision.problems.centernet import CenterNetFamily
 from eqvision.problems.detection_data import check_splits, eval_plan, load_detection, train_plan
+from eqvision.problems.detection_evaluator import DetectionEvaluation, DetectionEvaluator
+from eqvision.problems.family import Family
+from eqvision.problems.problem import Counts
+from eqvision.problems.rcnn import RCNNFamily
+from eqvision.problems.set_prediction import SetPredictionFamily
 from eqvision.recipes.detection_config import DetectionConfig
 from eqvision.run_folder import Row, RunFolder
-from eqvision.sharding import parameter_specs, sharded_call
 from eqvision.types import DetectionBatch, Detections, PaddedImages
 from eqvision.zoo import DETECTORS, MODELS, builder
 
-NUM_SAMPLES = 8
-LOGGED = ("class", "l1", "giou", "mask", "dice", "cardinality_error")  # terms of the last decoder layer
-
-
-class DetectionSample(NamedTuple):
-    """A test image with what is in it and what was found, for a picture."""
-
-    index: int
-    found: Detections
-
-
-class DetectionEvaluation(NamedTuple):
-    """The figures by name, all that was found, and samples."""
-
-    metrics: dict[str, float]
-    coco: CocoMetric
-    samples: tuple[DetectionSample, ...]
+TRAINED_BY = {
+    SetPredictionConfig: "detectors of DETR's kind",
+    RCNNLossConfig: "R-CNNs",
+    CenterNetConfig: "CenterNets",
+}
+OTHER_RECIPES = (
+    "Recipes for R-CNNs: instances, coco_mask_rcnn_r50_fpn; for CenterNets: coco_centernet_r18; for DETR's kind: detect"
+)
 
 
 @dataclass(frozen=True)
 class Detection:
-    """A ``Problem``: a set of boxes for each image."""
+    """A ``Problem``: objects of each image. What depends on the kind of detector is its ``family``."""
 
     config: DetectionConfig
     source: Any
     test_source: Any
     num_classes: int
+    family: Family
     headline: str = "AP"
 
     def build(self) -> tuple[Any, eqx.nn.State]:
@@ -91,29 +82,44 @@ class Detection:
             transform=plan.transform,
             buckets=plan.buckets,
             max_objects=data.max_objects,
+            masks=self.family.masks,
+            mask_crop=data.mask_crop,
             num_threads=data.num_threads,
             start_step=start_step,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
 
+    def evaluation_stream(self) -> DetectionStream:
+        data, plan = self.config.data, eval_plan(self.config.data)
+        return detection_eval_stream(
+            self.test_source,
+            batch_size=self.config.loop.eval_batch_size,
+            transform=plan.transform,
+            buckets=plan.buckets,
+            max_objects=data.max_objects,
+            masks=self.family.masks,
+            mask_crop=data.mask_crop,
+            num_threads=data.num_threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
     def counts(self, batch: DetectionBatch) -> Counts:
-        return target_counts(batch.targets, batch.weights)
+        return self.family.counts(batch)
 
     def loss(
         self,
         model: Any,
         stats: eqx.nn.State,
         batch: DetectionBatch,
-        key: PRNGKeyArray,
+        keys: StepKeys,
         counts: Counts,
         teacher: None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], eqx.nn.State]:
-        predictions, new = model(self._inputs(batch), stats, train=True, key=key)
-        loss, terms = detr_loss(predictions, batch.targets, batch.size, batch.weights, counts, self.config.task)
-        return loss, {name: terms[name] for name in LOGGED if name in terms}, new
+        return self.family.loss(model, stats, self._inputs(batch), batch, keys, counts)
 
-    def _inputs(self, batch: DetectionBatch):
+    def _inputs(self, batch: DetectionBatch) -> PaddedImages:
         data = self.config.data
         inputs = normalize_padded(batch.images, batch.size, data.mean, data.std)
         return inputs._replace(images=inputs.images.astype(jnp.dtype(self.config.loop.compute_dtype)))
@@ -122,15 +128,15 @@ class Detection:
         self, model: Any, batch: DetectionBatch, stats: eqx.nn.State
     ) -> tuple[dict[str, Mean], Detections]:
         """Sums of the loss over the global batch, and what is found in these rows, in pixels of the original images."""
-        predictions, _ = model(self._inputs(batch), stats)
-        counts = jax.tree.map(global_sum, self.counts(batch))
-        shares = detr_loss(predictions, batch.targets, batch.size, batch.weights, counts, self.config.task)
-        num_queries = predictions.logits.shape[2]
-        sums = all_reduce(_loss_sums(*shares, self.counts(batch), counts, num_queries, self.config.task))
-        decode = decode_softmax if self.config.task.classification == "softmax" else decode_sigmoid
-        return sums, decode(predictions, batch.original_size)
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 2)
+        sums, found = self.family.evaluate(model, stats, self._inputs(batch), batch, key)
+        return all_reduce(sums), found
 
-    def evaluator(self, mesh: Mesh) -> "DetectionEvaluator":
+    @property
+    def paste(self) -> PasteRule | None:
+        return self.family.paste
+
+    def evaluator(self, mesh: Mesh) -> DetectionEvaluator:
         return DetectionEvaluator(self, mesh)
 
     @property
@@ -145,104 +151,14 @@ class Detection:
     def report(self, folder: RunFolder, rows: list[Row], evaluation: DetectionEvaluation) -> None:
         from eqvision.problems.detection_report import write_detection_report
 
-        write_detection_report(folder, rows, evaluation, self.test_source)
-
-
-class DetectionEvaluator:
-    """``evaluator(model, stats)`` runs the split; compiled once for each shape of image."""
-
-    def __init__(self, problem: Detection, mesh: Mesh):
-        self._problem, self._mesh = problem, mesh
-
-        @jax.jit
-        def step(batch: DetectionBatch, model: Any, stats: eqx.nn.State):
-            specs = parameter_specs(model, mesh)
-            return sharded_call(problem.evaluate_batch, mesh, specs, (P(), BATCH))(model, batch, stats)
-
-        self._step = step
-
-    def __call__(
-        self, model: Any, stats: eqx.nn.State, *, stop: Callable[[], bool] = lambda: False
-    ) -> DetectionEvaluation:
-        """Raises StoppedEvaluation as soon as ``stop()`` says so."""
-        source, sums = self._problem.test_source, {}
-        coco = CocoMetric(source.class_names)
-        wanted = set(np.linspace(0, len(source) - 1, min(NUM_SAMPLES, len(source))).round().astype(int).tolist())
-        samples = []
-        with device_feed(self._stream(), NamedSharding(self._mesh, BATCH)) as feed:
-            for batch in feed:
-                if stop():
-                    raise StoppedEvaluation
-                batch_sums, found = self._step(batch, model, stats)
-                sums = merge(sums, batch_sums) if sums else batch_sums
-                samples += self._add(coco, batch, found, wanted)
-        # of no objects at all: divided by 1, as in training
-        loss = sum(float(part.total) / (float(part.weight) or 1.0) for part in sums.values())
-        metrics = {"loss": loss, **coco.merge_hosts().compute()}
-        return DetectionEvaluation(metrics, coco, tuple(samples))
-
-    def _add(self, coco: CocoMetric, batch: DetectionBatch, found: Detections, wanted: set[int]):
-        source, samples = self._problem.test_source, []
-        indices, rows = local_rows(batch.indices), jax.tree.map(local_rows, found)
-        weights = local_rows(batch.weights)
-        for row, index in enumerate(indices.tolist()):
-            if weights[row] == 0:  # padding, or a corrupt image
-                continue
-            truth = source.truth(index)
-            coco.add_truth(index, truth.boxes, truth.labels, area=truth.area, crowd=truth.iscrowd)
-            named = rows.labels[row] < len(source.class_names)  # the head may have classes that the data has not
-            coco.add_detections(index, rows.boxes[row][named], rows.scores[row][named], rows.labels[row][named])
-            if index in wanted:
-                samples.append(DetectionSample(index, jax.tree.map(lambda column, row=row: column[row], rows)))
-        return samples
-
-    def _stream(self) -> DetectionStream:
-        config = self._problem.config
-        plan = eval_plan(config.data)
-        return detection_eval_stream(
-            self._problem.test_source,
-            batch_size=config.loop.eval_batch_size,
-            transform=plan.transform,
-            buckets=plan.buckets,
-            max_objects=config.data.max_objects,
-            num_threads=config.data.num_threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-
-
-def _loss_sums(
-    loss: Float[Array, ""],
-    terms: dict[str, Float[Array, ""]],
-    mine: Counts,
-    counts: Counts,
-    num_queries: int,
-    task: SetPredictionConfig,
-) -> dict[str, Mean]:
-    """The loss in its two parts and what they are divided by, so that batches add up to the loss of the whole split.
-
-    ``loss`` and ``terms`` are this device's share of a batch of ``counts``, of which it holds ``mine``.
-    """
-    classes = task.class_weight * jnp.stack([terms[name] for name in terms if name.startswith("class")]).sum()
-    rest = (loss - classes) * _divisor(counts)
-    if task.classification == "sigmoid":
-        return {"classes": Mean(classes * _divisor(counts), mine.objects), "rest": Mean(rest, mine.objects)}
-
-    def queries(of: Counts) -> Float[Array, ""]:
-        return of.objects + task.no_object_weight * (of.images * num_queries - of.objects)
-
-    return {"classes": Mean(classes * queries(counts), queries(mine)), "rest": Mean(rest, mine.objects)}
-
-
-def _divisor(counts: Counts) -> Float[Array, ""]:
-    return jnp.maximum(counts.objects, 1.0)
+        write_detection_report(folder, rows, evaluation, self.test_source, self.paste)
 
 
 def build_detector(config: DetectionConfig, num_classes: int) -> tuple[Any, eqx.nn.State]:
     """The model of a run as it is before step 0. Raises UnknownNameError, ValueError for what is no detector."""
     model = config.model
     require_detector(model.name)
-    names = ("num_queries", "norm", "dropout", "remat", "unroll")
+    names = ("num_queries", "norm", "dropout", "dialect", "remat", "unroll")
     options = {name: getattr(model, name) for name in names if getattr(model, name) is not None}
     return eqx.nn.make_with_state(builder(model.name, options))(
         num_classes=num_classes,
@@ -270,10 +186,27 @@ def require_detector(name: str) -> None:
         raise nearest(name, list(DETECTORS), "--model.name: detector")
 
 
+def choose_family(config: DetectionConfig) -> Family:
+    """Raises ValueError where the recipe's loss is not for the model."""
+    model, _ = eqx.filter_eval_shape(lambda: build_detector(config, 1))
+    task = config.task
+    if isinstance(task, RCNNLossConfig) and isinstance(model, RCNN):
+        return RCNNFamily(task, model.dialect.paste if model.mask_head is not None else None)
+    if isinstance(task, CenterNetConfig) and isinstance(model, CenterNet):
+        return CenterNetFamily(task)
+    if isinstance(task, SetPredictionConfig) and not isinstance(model, (RCNN, CenterNet)):
+        return SetPredictionFamily(task)
+    kind = {RCNN: "an R-CNN", CenterNet: "a CenterNet"}.get(type(model), "of DETR's kind")
+    raise ValueError(
+        f"--model.name {config.model.name} is {kind}, and this recipe is for {TRAINED_BY[type(task)]}. {OTHER_RECIPES}"
+    )
+
+
 def detection_problem(config: DetectionConfig) -> Detection:
     """Read the annotations and check that everything fits together, before anything is computed or written."""
     require_detector(config.model.name)
-    source, test_source = _load_splits(config)
+    family = choose_family(config)
+    source, test_source = _load_splits(config, family.masks)
     _check_queries(config)
     num_classes = config.model.num_classes or len(source.class_names)
     if num_classes < len(source.class_names):
@@ -281,21 +214,21 @@ def detection_problem(config: DetectionConfig) -> Detection:
             f"--model.num-classes {num_classes} is fewer than the {len(source.class_names)} classes of the data; "
             "leave it out to take their number"
         )
-    return Detection(config, source, test_source, num_classes)
+    return Detection(config, source, test_source, num_classes, family)
 
 
-def _load_splits(config: DetectionConfig) -> tuple[Any, Any]:
+def _load_splits(config: DetectionConfig, masks: bool) -> tuple[Any, Any]:
     """To train on and to evaluate on. The classes are those that the file of the training split lists."""
     data, channels = config.data, config.model.in_channels
     check_splits(data)
-    source = load_detection(data, channels, data.train_split)
+    source = load_detection(data, channels, data.train_split, masks=masks)
     if data.kind == "digits":
-        return source, load_detection(data, channels, data.test_split)
+        return source, load_detection(data, channels, data.test_split, masks=masks)
     if not source.num_objects.sum():
         raise ValueError(
             f"{source.json} has {len(source)} images and not one object to train on; left out: {source.dropped}"
         )
-    return source, load_detection(data, channels, data.test_split, source.categories)
+    return source, load_detection(data, channels, data.test_split, source.categories, masks=masks)
 
 
 def _check_queries(config: DetectionConfig) -> None:

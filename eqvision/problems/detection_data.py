@@ -32,7 +32,12 @@ class Plan(NamedTuple):
 
 
 def load_detection(
-    data: DetectionDataConfig, in_channels: int, split: str, categories: Categories | None = None
+    data: DetectionDataConfig,
+    in_channels: int,
+    split: str,
+    categories: Categories | None = None,
+    *,
+    masks: bool = False,
 ) -> Any:
     """The images of a split, labelled by ``categories`` where they are given; a path that is a file is the split.
 
@@ -41,7 +46,7 @@ def load_detection(
     """
     if data.kind == "digits":
         length = data.length if split == "train" else None
-        return DigitScenes(split, size=data.size, channels=in_channels, length=length, masks=False)
+        return DigitScenes(split, size=data.size, channels=in_channels, length=length, masks=masks)
     if not data.path:
         raise ValueError(f"data.kind 'coco' needs a path: --data.path PATH, a folder with {LAYOUT}")
     if split not in SPLITS:
@@ -52,6 +57,8 @@ def load_detection(
         None if one_file else split,
         categories=categories,
         in_channels=in_channels,
+        masks=masks,
+        keep_empty=data.keep_empty or split != data.train_split,
         on_corrupt=data.on_corrupt,
     )
     if not len(source):
@@ -76,6 +83,16 @@ def train_plan(data: DetectionDataConfig) -> Plan:
     if data.transform == "detr":
         transform = detr_train(scales=data.scales, longest=data.longest, flip=flip, color_jitter=jitter)
         return Plan(transform, _buckets(data))
+    if data.transform == "resize":
+        transform = detr_train(
+            scales=data.scales,
+            longest=data.longest,
+            crop_probability=0,
+            flip=flip,
+            color_jitter=jitter,
+            rounding="detectron2",
+        )
+        return Plan(transform, _buckets(data))
     if data.transform == "lsj":
         return Plan(large_scale_jitter(data.size, scale=data.jitter, flip=flip, color_jitter=jitter), canvas)
     return Plan(fixed_size_train(data.size, flip=flip, color_jitter=jitter), canvas)
@@ -84,6 +101,8 @@ def train_plan(data: DetectionDataConfig) -> Plan:
 def eval_plan(data: DetectionDataConfig) -> Plan:
     if data.transform == "detr":
         return Plan(detection_eval(data.scales[-1], data.longest), _buckets(data))
+    if data.transform == "resize":
+        return Plan(detection_eval(data.scales[-1], data.longest, rounding="detectron2"), _buckets(data))
     canvas = one_canvas(*data.size)
     return Plan(fit_eval(data.size) if data.transform == "lsj" else fixed_size_eval(data.size), canvas)
 

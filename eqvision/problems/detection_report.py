@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from eqvision.ops import PasteRule
 from eqvision.report import plot_curves
 from eqvision.run_folder import Row, RunFolder, without_nan
 
 
-def write_detection_report(folder: RunFolder, rows: list[Row], evaluation: Any, source: Any) -> None:
-    """``result.json`` and pictures of samples; plots where matplotlib is installed, else a line that says how."""
+def write_detection_report(
+    folder: RunFolder, rows: list[Row], evaluation: Any, source: Any, paste: PasteRule | None = None
+) -> None:
+    """``result.json`` and pictures of samples; plots where matplotlib is installed, else a line that says how.
+
+    ``paste`` tells how masks in boxes are put into images; None where there are none.
+    """
     from eqvision.detection_pictures import draw_pairs, plot_class_ap, plot_precision_recall
 
     result = folder.path / "result.json"

@@ -5,8 +5,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
+from eqvision.keys import StepKeys
 from eqvision.run_folder import Row, RunFolder
 
 Counts = Any  # a pytree of scalars: what a loss is divided by
@@ -59,7 +60,7 @@ class Problem(Protocol):
         ...
 
     def loss(
-        self, model: Any, stats: eqx.nn.State, batch: Any, key: PRNGKeyArray, counts: Counts, teacher: Any
+        self, model: Any, stats: eqx.nn.State, batch: Any, keys: StepKeys, counts: Counts, teacher: Any
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], eqx.nn.State]:
         """These rows' share of the loss of the whole batch, whose ``counts`` are given; its share of each term to be
         logged, by name; and the new statistics."""

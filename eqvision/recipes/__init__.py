@@ -1,7 +1,10 @@
 """Recipes: functions that return the configuration of a run. ``RECIPES`` is the whole registry."""
 
+from eqvision.recipes.coco_centernet import coco_centernet_r18
 from eqvision.recipes.coco_deformable_detr import coco_deformable_detr_r50
 from eqvision.recipes.coco_detr import coco_detr_r50
+from eqvision.recipes.coco_rcnn import coco_faster_rcnn_r50_fpn, coco_mask_rcnn_r50_fpn
+from eqvision.recipes.coco_vitdet import coco_vitdet_b
 from eqvision.recipes.config import (
     AugmentConfig,
     CheckpointConfig,
@@ -21,7 +24,9 @@ from eqvision.recipes.detect import detect
 from eqvision.recipes.detection_config import DetectionConfig, DetectionDataConfig, DetectorConfig
 from eqvision.recipes.digits import digits
 from eqvision.recipes.digits_detr import digits_detr
+from eqvision.recipes.digits_mask_rcnn import digits_mask_rcnn
 from eqvision.recipes.folder import arrays, folder
+from eqvision.recipes.instances import instances
 from eqvision.recipes.serialise import difference, from_dict, overlay, to_dict
 
 RunConfig = TrainConfig | DetectionConfig
@@ -29,12 +34,18 @@ RunConfig = TrainConfig | DetectionConfig
 
 RECIPES = {
     "arrays": arrays,
+    "coco_centernet_r18": coco_centernet_r18,
     "coco_deformable_detr_r50": coco_deformable_detr_r50,
     "coco_detr_r50": coco_detr_r50,
+    "coco_faster_rcnn_r50_fpn": coco_faster_rcnn_r50_fpn,
+    "coco_mask_rcnn_r50_fpn": coco_mask_rcnn_r50_fpn,
+    "coco_vitdet_b": coco_vitdet_b,
     "detect": detect,
     "digits": digits,
     "digits_detr": digits_detr,
+    "digits_mask_rcnn": digits_mask_rcnn,
     "folder": folder,
+    "instances": instances,
 }
 
 __all__ = [
@@ -57,14 +68,20 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "arrays",
+    "coco_centernet_r18",
     "coco_deformable_detr_r50",
     "coco_detr_r50",
+    "coco_faster_rcnn_r50_fpn",
+    "coco_mask_rcnn_r50_fpn",
+    "coco_vitdet_b",
     "detect",
     "difference",
     "digits",
     "digits_detr",
+    "digits_mask_rcnn",
     "folder",
     "from_dict",
+    "instances",
     "overlay",
     "to_dict",
 ]

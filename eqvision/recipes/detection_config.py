@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from eqvision.losses.centernet import CenterNetConfig
+from eqvision.losses.rcnn import RCNNLossConfig
 from eqvision.losses.set_prediction import SetPredictionConfig
 from eqvision.recipes.config import (
     CheckpointConfig,
@@ -29,6 +31,8 @@ class DetectorConfig:
     norm: Literal["frozen", "batch"] | None = None
     """Batch norms of the backbone: frozen (constant, for pretrained weights) or batch (trained); None keeps the
     model's default."""
+    dialect: Literal["torchvision", "detectron2", "mmdet"] | None = None
+    """Whose rules an R-CNN follows (anchors, sampling, pixels under boxes); None keeps the model's default."""
     dropout: float | None = None
     """Fraction of activations dropped in training; None keeps the model's default."""
     remat: Literal["none", "dots", "full"] | None = None
@@ -51,23 +55,27 @@ class DetectionDataConfig:
     """Split to evaluate on."""
     length: int | None = None
     """digits: number of training scenes; None takes 4096."""
-    transform: Literal["detr", "lsj", "fixed"] = "fixed"
-    """detr: multi-scale with crops. lsj: large-scale jitter, which keeps the shape of images and pads. fixed: both
-    sides to the size. Each with `flip`."""
+    transform: Literal["detr", "resize", "lsj", "fixed"] = "fixed"
+    """detr: multi-scale with crops. resize: multi-scale without. lsj: large-scale jitter, which keeps the shape of
+    images and pads. fixed: both sides to the size. Each with `flip`."""
     size: tuple[int, int] = (320, 320)
-    """Height and width of the batch's images; detr: of the largest bucket, which holds every scale."""
+    """Height and width of the batch's images; detr, resize: of the largest bucket, which holds every scale."""
     scales: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    """detr: lengths of the shorter side in training, of which the last is that of evaluation."""
+    """detr, resize: lengths of the shorter side in training, of which the last is that of evaluation."""
     longest: int = 1333
-    """detr: largest length of the longer side."""
+    """detr, resize: largest length of the longer side."""
     jitter: tuple[float, float] = (0.1, 2.0)
     """lsj: smallest and largest factor of the size in training; evaluation has 1."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation."""
+    keep_empty: bool = True
+    """coco: train on images without objects too."""
     max_objects: int = 100
     """Objects of an image that can be targets; of more, the largest are kept."""
+    mask_crop: int = 112
+    """Side of the small squares that hold the masks of training objects, each of what lies in its box."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean of the channels in [0, 1]; one value serves all channels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -92,7 +100,7 @@ class DetectionConfig:
     allow_config_change: bool = False
     """Resume although options differ that change the numbers of the run."""
     model: DetectorConfig = field(default_factory=DetectorConfig)
-    task: SetPredictionConfig = field(default_factory=SetPredictionConfig)
+    task: SetPredictionConfig | RCNNLossConfig | CenterNetConfig = field(default_factory=SetPredictionConfig)
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -98,9 +98,18 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
 
 
 def _optional(hint: Any, value: Any, key: str) -> Any:
-    """``X | None``, the only union that configurations have."""
-    kind = next(kind for kind in get_args(hint) if kind is not type(None))
-    return None if value is None else _typed(kind, value, key)
+    """``X | None``, or one of several sections: that which has fields of all these names, and fewest others."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    if value is None and len(kinds) < len(get_args(hint)):
+        return None
+    if len(kinds) > 1 and isinstance(value, dict):
+        fitting = [kind for kind in kinds if set(value) <= _field_names(kind)]
+        kinds = sorted(fitting, key=lambda kind: len(_field_names(kind))) or kinds
+    return _typed(kinds[0], value, key)
+
+
+def _field_names(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def _literal(choices: tuple[Any, ...], value: Any, key: str) -> Any:

@@ -6,6 +6,7 @@ from eqvision.data.detection.annotations import DetectionExample as DetectionExa
 from eqvision.data.detection.annotations import Polygons as Polygons
 from eqvision.data.detection.annotations import Segmentation as Segmentation
 from eqvision.data.detection.annotations import UncompressedRLE as UncompressedRLE
+from eqvision.data.detection.box_masks import crops_in_boxes as crops_in_boxes
 from eqvision.data.detection.box_masks import mask_in_box as mask_in_box
 from eqvision.data.detection.box_masks import masks_in_boxes as masks_in_boxes
 from eqvision.data.detection.buckets import Buckets as Buckets
@@ -33,12 +34,14 @@ from eqvision.data.detection.moves import Resize as Resize
 from eqvision.data.detection.moves import either as either
 from eqvision.data.detection.moves import in_turn as in_turn
 from eqvision.data.detection.moves import move_example as move_example
+from eqvision.data.detection.moves import move_masks as move_masks
 from eqvision.data.detection.moves import no_moves as no_moves
 from eqvision.data.detection.moves import random_crop_plan as random_crop_plan
 from eqvision.data.detection.moves import random_flip_plan as random_flip_plan
 from eqvision.data.detection.moves import resize_masks as resize_masks
 from eqvision.data.detection.moves import resize_plan as resize_plan
 from eqvision.data.detection.moves import scale_jitter_plan as scale_jitter_plan
+from eqvision.data.detection.moves import shifted_region_plan as shifted_region_plan
 from eqvision.data.detection.moves import shortest_side_plan as shortest_side_plan
 from eqvision.data.detection.moves import size_after as size_after
 from eqvision.data.detection.normalize import image_area as image_area
@@ -59,6 +62,7 @@ from eqvision.data.detection.source import DetectionSource as DetectionSource
 from eqvision.data.detection.stream import DetectionStream as DetectionStream
 from eqvision.data.detection.stream import detection_eval_stream as detection_eval_stream
 from eqvision.data.detection.stream import detection_train_stream as detection_train_stream
+from eqvision.data.detection.transforms import CENTERNET_SCALES as CENTERNET_SCALES
 from eqvision.data.detection.transforms import DETR_SCALES as DETR_SCALES
 from eqvision.data.detection.transforms import DetectionTransform as DetectionTransform
 from eqvision.data.detection.transforms import PlannedTransform as PlannedTransform
@@ -73,4 +77,5 @@ from eqvision.data.detection.transforms import keep_objects as keep_objects
 from eqvision.data.detection.transforms import large_scale_jitter as large_scale_jitter
 from eqvision.data.detection.transforms import mask_boxes as mask_boxes
 from eqvision.data.detection.transforms import random_crop_train as random_crop_train
+from eqvision.data.detection.transforms import shifted_crop_train as shifted_crop_train
 from eqvision.data.detection.transforms import with_boxes_from_masks as with_boxes_from_masks

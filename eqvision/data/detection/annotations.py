@@ -7,7 +7,10 @@ from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, UInt8
 
 
 class Polygons(NamedTuple):
-    """An object's outline: one array of alternating x and y (pixels) for each of its parts; together they are it."""
+    """An object's outline: one array of alternating x and y (pixels) for each of its parts; together they are it.
+
+    Without a part it covers nothing: of a COCO file, those of at least three corners are kept.
+    """
 
     parts: tuple[Float64[np.ndarray, " _"], ...]
 

@@ -28,7 +28,7 @@ def mask_in_box(
         return _drawn(segmentation, np.asarray(box, np.float64), size, min_side)
     if segmentation is None:
         return np.zeros((size, size), np.uint8)
-    return (crop_mask(decode_mask(segmentation, *image_size), box, size) >= 0.5).astype(np.uint8)
+    return crops_in_boxes(decode_mask(segmentation, *image_size)[None], box[None], size)[0]
 
 
 def masks_in_boxes(
@@ -47,6 +47,18 @@ def masks_in_boxes(
     for row, segmentation, box in zip(masks, segmentations, boxes, strict=True):
         row[:] = mask_in_box(segmentation, box, size, image_size=image_size, min_side=min_side)
     return masks
+
+
+def crops_in_boxes(
+    masks: UInt8[np.ndarray, "n h w"], boxes: Float[np.ndarray, "n 4"], size: int
+) -> UInt8[np.ndarray, "n {size} {size}"]:
+    """What of each mask lies in its box (xyxy, pixels), as ``BitMasks.crop_and_resize``: 1 where the mean is 0.5 or
+    more. A box without area gives zeros.
+    """
+    crops = np.zeros((len(masks), size, size), np.uint8)
+    for row, mask, box in zip(crops, masks, boxes, strict=True):
+        row[:] = crop_mask(mask, box, size) >= 0.5
+    return crops
 
 
 def _drawn(polygons: Polygons, box: np.ndarray, size: int, min_side: float) -> UInt8[np.ndarray, "n n"]:

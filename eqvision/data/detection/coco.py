@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from eqvision.data.decode import CorruptImageError, check_in_channels, decode_bytes
-from eqvision.data.detection.annotations import Annotations, DetectionExample
-from eqvision.data.detection.index import CocoIndex, file_stamp, open_index, read_index
+from eqvision.data.detection.annotations import Annotations, DetectionExample, Polygons
+from eqvision.data.detection.index import EMPTY, NONE, CocoIndex, file_stamp, open_index, read_index
 from eqvision.data.detection.layout import find_images, find_json, refuse_missing
-from eqvision.data.detection.rle import decode_masks
+from eqvision.data.detection.rle import coco_rle, decode_masks
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Dropped(NamedTuple):
     crowd: int
     """Regions of many objects, left out of training."""
     no_mask: int
-    """Masks were asked for, and there is none."""
+    """Masks were asked for, and there is none (``without_mask="drop"``), or none of its polygons has three corners."""
 
 
 class CocoDetection:
@@ -47,7 +48,8 @@ class CocoDetection:
     Boxes are clipped to the image, then those without area are left out, and so are crowd regions unless
     ``crowd="keep"`` (DETR, Detectron2 and torchvision drop them in training); ``dropped`` counts them. Images without
     objects stay unless ``keep_empty=False`` (DETR keeps them, Detectron2 does not). With ``masks`` examples have masks
-    (needs the extra [coco]), and objects without one are left out.
+    (needs the extra [coco]); objects without a segmentation raise ValueError, or with ``without_mask="drop"`` are left
+    out, and so are those of whose polygons none has three corners.
 
     Images are turned upright by their EXIF orientation, as annotation tools show them. One that is corrupt, or of
     another size than the file says (its boxes would lie elsewhere), raises CorruptImageError; with
@@ -63,6 +65,7 @@ class CocoDetection:
         *,
         images: str | os.PathLike | None = None,
         masks: bool = False,
+        without_mask: str = "raise",
         crowd: str = "drop",
         keep_empty: bool = True,
         categories: Categories | None = None,
@@ -70,6 +73,7 @@ class CocoDetection:
         on_corrupt: str = "raise",
     ):
         _check_choice("crowd", crowd, ("drop", "keep"))
+        _check_choice("without_mask", without_mask, ("raise", "drop"))
         _check_choice("on_corrupt", on_corrupt, ("raise", "skip"))
         check_in_channels(in_channels)
         self.json = find_json(path, split)
@@ -83,7 +87,11 @@ class CocoDetection:
         self.categories = own if categories is None else categories
         self.class_names, self.category_ids = self.categories.names, self.categories.ids
         self._labels = _relabel(own, self.categories, self.json)
+        if masks and without_mask == "raise":
+            self._refuse_bare()
         self._valid, self._target, self.dropped = _sort_out(self.index, masks=masks, crowd=crowd)
+        if self.dropped.no_mask:
+            log.warning("%s: %d objects have no mask and are left out", self.json, self.dropped.no_mask)
         self._images = _chosen_images(self.index, self._target, keep_empty)
         self._skipped: dict[int, object] = {}
 
@@ -134,6 +142,23 @@ class CocoDetection:
         found = self._select(image, None, outlines=True)
         return found._replace(boxes=np.stack([x, y, x + width, y + height], axis=1))
 
+    def truth_masks(self, index: int) -> Iterator[dict[str, Any]]:
+        """The masks of ``truth`` in its order, as ``CocoMetric`` takes them; run lengths stay as the file has them.
+
+        A crowd region without a segmentation is its box; polygons without three corners cover nothing, so that the
+        object cannot be found. Raises ValueError for another object without a segmentation, ImportError without [coco].
+        """
+        image = int(self._images[range(len(self))[index]])
+        span, size = self.index.of_image(image), (int(self.index.heights[image]), int(self.index.widths[image]))
+        for row in range(span.start, span.stop):
+            segmentation = self.index.segmentation(row)
+            if segmentation is None and not self.index.iscrowd[row]:
+                raise ValueError(
+                    f"{self.json}: {self._bare_name(row)} has no segmentation, and masks are to be evaluated. "
+                    "Give it one, remove it, or evaluate boxes only"
+                )
+            yield coco_rle(_rectangle(self.index.boxes_xywh[row]) if segmentation is None else segmentation, *size)
+
     def federated(self, index: int) -> tuple[Int32[np.ndarray, " _"], Int32[np.ndarray, " _"]]:
         """Under the rules of LVIS, the labels that were looked for and are not there, and those not all marked."""
         image = int(self._images[range(len(self))[index]])
@@ -146,6 +171,20 @@ class CocoDetection:
     def describe(self, index: int) -> str:
         """Absolute path of the image file."""
         return os.path.join(self.root, self.index.file_names.text(int(self._images[index])))
+
+    def _refuse_bare(self) -> None:
+        """Crowd regions may do without: no target is made of them."""
+        rows = np.flatnonzero((self.index.segmentations.kinds == NONE) & ~self.index.iscrowd)
+        if rows.size:
+            raise ValueError(
+                f"{self.json}: {rows.size} of {len(self.index.labels)} objects have no segmentation, and masks were "
+                f"asked for; the first is {self._bare_name(int(rows[0]))}. Give them outlines or run lengths, remove "
+                "them, or train a detector of boxes alone; without_mask='drop' leaves them out as if nothing were there"
+            )
+
+    def _bare_name(self, row: int) -> str:
+        image = int(self.index.image_of(np.array([row]))[0])
+        return f"annotation {self.index.annotation_ids[row]} of image {self.index.file_names.text(image)}"
 
     def _id(self, image: int) -> int:
         return int(self.index.image_ids[image])
@@ -213,6 +252,11 @@ class CocoDetection:
         self.__dict__.update(state, index=index)
 
 
+def _rectangle(xywh: Float64[np.ndarray, "4"]) -> Polygons:
+    x, y, width, height = xywh.tolist()
+    return Polygons((np.array([x, y, x + width, y, x + width, y + height, x, y + height]),))
+
+
 def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
     if value not in valid:
         raise ValueError(f"{name}={value!r}; expected {' or '.join(map(repr, valid))}")
@@ -245,7 +289,7 @@ def _sort_out(
     empty = (index.boxes_xywh[:, 2:] <= 0).any(axis=1)
     valid = ~empty & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     crowded = valid & index.iscrowd & (crowd == "drop")
-    bare = valid & ~crowded & (index.segmentations.kinds == 0) & masks
+    bare = valid & ~crowded & np.isin(index.segmentations.kinds, (NONE, EMPTY)) & masks
     counts = (each.sum().item() for each in (empty, ~valid & ~empty, crowded, bare))
     return valid, valid & ~crowded & ~bare, Dropped(*counts)
 

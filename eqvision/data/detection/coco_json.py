@@ -14,6 +14,7 @@ import numpy as np
 
 from eqvision.data.detection.index import (
     COMPRESSED,
+    EMPTY,
     NONE,
     POLYGONS,
     UNCOMPRESSED,
@@ -263,6 +264,12 @@ class _Reader:
         for place, row in enumerate(tqdm(rows, "indexing", unit="object", delay=2, dynamic_ncols=True)):
             if not builder.add(row.get("segmentation")):
                 raise self.wrong(rows, place, "segmentation", "annotations", _SEGMENTATION)
+        if builder.num_degenerate:
+            log.warning(
+                "%s: %d polygons are left out, which have less than three corners or an odd number of coordinates",
+                self.file,
+                builder.num_degenerate,
+            )
         place = builder.first_not_finite()
         if place is not None:
             raise self.wrong(rows, place, "segmentation", "annotations", f"finite numbers in {_SEGMENTATION}")
@@ -287,7 +294,7 @@ class _Segmentations:
         kind, size = NONE, (0, 0)
         try:
             if isinstance(value, list) and value:
-                kind = POLYGONS if self._add_polygons(value) else NONE
+                kind = POLYGONS if self._add_polygons(value) else EMPTY
             elif isinstance(value, dict):
                 kind, size = self._add_counts(value)
             elif value:
@@ -346,7 +353,7 @@ class _Segmentations:
 
 
 def _check_mask_sizes(file: Path, columns: SegmentationColumns, rows: Rows, sizes: np.ndarray) -> None:
-    wrong = np.flatnonzero((columns.kinds >= COMPRESSED) & (columns.sizes != sizes).any(axis=1))
+    wrong = np.flatnonzero(np.isin(columns.kinds, (COMPRESSED, UNCOMPRESSED)) & (columns.sizes != sizes).any(axis=1))
     if wrong.size:
         place = int(wrong[0])
         raise ValueError(

@@ -3,11 +3,12 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from eqvision.data.detection.annotations import DetectionExample
+from eqvision.data.detection.box_masks import crops_in_boxes
 from eqvision.data.detection.sizes import Size
 from eqvision.data.detection.transforms import keep_objects
 from eqvision.types import DetectionBatch, DetectionTargets
@@ -19,24 +20,43 @@ class Collate:
     """Examples and a size -> ``DetectionBatch``: images at the top left and zeros elsewhere, ``max_objects`` rows.
 
     Of an image with more objects the largest by the area of the box are kept; ``num_dropped`` counts the others, and
-    the first such image is named in a warning. With ``masks`` the targets carry them. Rows that only pad the batch
-    are black, of the full size, and without objects. Raises ValueError, naming the example, for an image larger than
-    the size, for channels that differ and for missing masks.
+    the first such image is named in a warning. With ``masks`` the targets carry them, at the size of the batch or,
+    with ``mask_crop``, as squares of that side: what lies in each object's box, which is its frame. Rows that only pad
+    the batch are black, of the full size, and without objects. Raises ValueError for values that do not fit and, naming
+    the example, for an image larger than the size, for channels that differ and for missing masks.
     """
 
-    def __init__(self, *, max_objects: int, masks: bool, describe: Callable[[int], str]):
+    def __init__(self, *, max_objects: int, masks: bool, describe: Callable[[int], str], mask_crop: int | None = None):
         if max_objects < 1:
             raise ValueError(f"max_objects={max_objects}; expected the rows for targets of an image, 1 or more")
+        if mask_crop is not None and mask_crop < 1:
+            raise ValueError(
+                f"mask_crop={mask_crop}; expected the side of the squares that hold masks, 1 or more, or None for "
+                "masks at the size of the batch"
+            )
         self.max_objects, self.masks, self._describe = max_objects, masks, describe
+        self.mask_crop = mask_crop if masks else None
         self.num_dropped = 0
         self._lock = threading.Lock()
 
     def __call__(self, examples: Sequence[DetectionExample], num_rows: int, size: Size, channels: int) -> Any:
-        batch = _empty_batch(num_rows, size, channels, self.max_objects if self.masks else None, self.max_objects)
+        batch = _empty_batch(num_rows, size, channels, self._empty_targets(num_rows, size))
         for row, example in enumerate(examples):
             self._check(example, size, channels)
             _write(batch, row, self._limited(example))
         return batch
+
+    def _empty_targets(self, num_rows: int, size: Size) -> DetectionTargets:
+        rows, crop = (num_rows, self.max_objects), self.mask_crop
+        cells = size if crop is None else (crop, crop)
+        targets: tuple[Any, ...] = (
+            np.zeros((*rows, 4), np.float32),
+            np.zeros(rows, np.int32),
+            np.zeros(rows, bool),
+            np.zeros((*rows, *cells), np.uint8) if self.masks else None,
+            None if crop is None else np.zeros((*rows, 4), np.float32),
+        )
+        return DetectionTargets(*targets)
 
     def _check(self, example: DetectionExample, size: Size, channels: int) -> None:
         height, width = example.image.shape[:2]
@@ -76,19 +96,13 @@ class Collate:
         return self._describe(example.index)
 
 
-def _empty_batch(num_rows: int, size: Size, channels: int, mask_rows: int | None, max_objects: int) -> DetectionBatch:
+def _empty_batch(num_rows: int, size: Size, channels: int, targets: DetectionTargets) -> DetectionBatch:
     full = np.tile(np.array(size, np.int32), (num_rows, 1))  # not 0: models divide by it, and NaN would spread
-    targets: tuple[Any, ...] = (
-        np.zeros((num_rows, max_objects, 4), np.float32),
-        np.zeros((num_rows, max_objects), np.int32),
-        np.zeros((num_rows, max_objects), bool),
-        None if mask_rows is None else np.zeros((num_rows, mask_rows, *size), np.uint8),
-    )
     columns: tuple[Any, ...] = (
         np.zeros((num_rows, *size, channels), np.uint8),
         full,
         full.copy(),
-        DetectionTargets(*targets),
+        targets,
         np.zeros(num_rows, np.float32),
         np.full(num_rows, -1, np.int32),
     )
@@ -103,5 +117,15 @@ def _write(batch: Any, row: int, example: DetectionExample) -> None:
     batch.weights[row], batch.indices[row] = example.weight, example.index
     targets.boxes[row, :count], targets.labels[row, :count] = example.boxes, example.labels
     targets.valid[row, :count] = True
+    if targets.frames is not None:
+        targets.frames[row, :count] = example.boxes
     if targets.masks is not None and count:
-        targets.masks[row, :count, :height, :width] = example.masks
+        _write_masks(targets, row, example)
+
+
+def _write_masks(targets: Any, row: int, example: DetectionExample) -> None:
+    masks = cast(np.ndarray, example.masks)  # looked at in ``Collate._check``
+    if targets.frames is None:
+        targets.masks[row, : len(masks), : masks.shape[1], : masks.shape[2]] = masks
+    else:
+        targets.masks[row, : len(masks)] = crops_in_boxes(masks, example.boxes, targets.masks.shape[-1])

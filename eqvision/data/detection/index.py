@@ -23,11 +23,11 @@ from eqvision.data.packed import PackedStrings
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _ALIGNMENT = 64
 _FORMAT = (1, 0)  # of .npy
 
-NONE, POLYGONS, COMPRESSED, UNCOMPRESSED = range(4)
+NONE, POLYGONS, COMPRESSED, UNCOMPRESSED, EMPTY = range(5)  # EMPTY: polygons, none of which has three corners
 
 
 class SegmentationColumns(NamedTuple):
@@ -109,7 +109,7 @@ class CocoIndex(NamedTuple):
         columns, kind = self.segmentations, self.segmentations.kinds[annotation]
         if kind == NONE:
             return None
-        if kind == POLYGONS:
+        if kind in (POLYGONS, EMPTY):
             return Polygons(tuple(_parts(columns, annotation)))
         height, width = map(int, columns.sizes[annotation])
         if kind == COMPRESSED:

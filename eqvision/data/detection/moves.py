@@ -48,6 +48,7 @@ def size_after(size: Size, moves: Sequence[Move]) -> Size:
 
 def move_example(example: DetectionExample, moves: Sequence[Move], interpolation: str = "bilinear") -> DetectionExample:
     """Image, boxes and masks moved alike. Boxes may reach out of the image afterwards: see ``clipped``."""
+    masks = None if example.masks is None else move_masks(example.masks, moves)
     for move in moves:
         if isinstance(move, Flip):
             example = _flipped(example)
@@ -55,38 +56,50 @@ def move_example(example: DetectionExample, moves: Sequence[Move], interpolation
             example = _resized(example, move, interpolation)
         else:
             example = _cropped(example, move)
-    return example
+    return example._replace(masks=masks)
+
+
+def move_masks(masks: UInt8[np.ndarray, "g h w"], moves: Sequence[Move]) -> UInt8[np.ndarray, "g new_h new_w"]:
+    """All moves in one: each only says which row and column a pixel comes from, and masks are many."""
+    if not moves:
+        return masks
+    rows, columns = (np.arange(side) for side in masks.shape[1:])
+    for move in moves:
+        if isinstance(move, Flip):
+            columns = columns[::-1]
+        elif isinstance(move, Resize):
+            rows, columns = rows[_nearest(len(rows), move.height)], columns[_nearest(len(columns), move.width)]
+        else:
+            rows, columns = rows[move.top : move.top + move.height], columns[move.left : move.left + move.width]
+    return masks.take(rows, axis=1).take(columns, axis=2)
+
+
+def resize_masks(masks: UInt8[np.ndarray, "g h w"], size: Size) -> UInt8[np.ndarray, "g new_h new_w"]:
+    """By the nearest centre, so that masks stay on their pixels (torch's "nearest" moves them by half a pixel)."""
+    return move_masks(masks, (Resize(*size),))
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    return ((np.arange(new) + 0.5) * old / new).astype(np.int64)
 
 
 def _flipped(example: DetectionExample) -> DetectionExample:
     width = np.float32(example.image.shape[1])
     x1, y1, x2, y2 = example.boxes.T
-    masks = None if example.masks is None else example.masks[..., ::-1]
-    boxes = np.stack([width - x2, y1, width - x1, y2], axis=1)
-    return example._replace(image=example.image[:, ::-1], boxes=boxes, masks=masks)
+    return example._replace(image=example.image[:, ::-1], boxes=np.stack([width - x2, y1, width - x1, y2], axis=1))
 
 
 def _resized(example: DetectionExample, move: Resize, interpolation: str) -> DetectionExample:
     height, width = example.image.shape[:2]
     factors = np.array([move.width / width, move.height / height] * 2, np.float32)
-    masks = None if example.masks is None else resize_masks(example.masks, move)
     image = resize(example.image, (move.height, move.width), interpolation)
-    return example._replace(image=image, boxes=example.boxes * factors, masks=masks)
-
-
-def resize_masks(masks: UInt8[np.ndarray, "g h w"], size: Size) -> UInt8[np.ndarray, "g new_h new_w"]:
-    """By the nearest centre, so that masks stay on their pixels (torch's "nearest" moves them by half a pixel)."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(size, masks.shape[1:], strict=True)
-    )
-    return masks[:, rows[:, None], columns]
+    return example._replace(image=image, boxes=example.boxes * factors)
 
 
 def _cropped(example: DetectionExample, move: Crop) -> DetectionExample:
     rows, columns = slice(move.top, move.top + move.height), slice(move.left, move.left + move.width)
-    masks = None if example.masks is None else example.masks[:, rows, columns]
     boxes = example.boxes - np.array([move.left, move.top] * 2, np.float32)
-    return example._replace(image=example.image[rows, columns], boxes=boxes, masks=masks)
+    return example._replace(image=example.image[rows, columns], boxes=boxes)
 
 
 # Plans. Each draws as many numbers as its own case needs; what follows it in the same generator depends on them.
@@ -148,6 +161,32 @@ def scale_jitter_plan(
     height, width = (min(side, limit) for side, limit in zip(new, target, strict=True))
     top, left = (round(place * (side - kept)) for side, kept in zip(new, (height, width), strict=True))
     return (Resize(*new), *((Crop(top, left, height, width),) if (height, width) != new else ()))
+
+
+def shifted_region_plan(
+    size: Size, rng: np.random.Generator, *, target: Size, scales: Sequence[float], border: int
+) -> tuple[Move, ...]:
+    """A region of the shape of ``target`` around a drawn point, brought to ``target``, as far as the image reaches.
+
+    The region is one of ``scales`` times as large as what just holds the image, and its middle lies at least
+    ``border`` pixels within the image, or less in small images: the first half of it that fits twice.
+    """
+    new = scaled_size(size, target, 1 / scales[int(rng.integers(len(scales)))])
+    spans = []
+    for side, resized, room in zip(size, new, target, strict=True):
+        margin = _margin(side, border)
+        middle = int(rng.integers(margin, side - margin)) / side * resized
+        start = round(middle - room / 2)
+        first = min(max(0, start), resized - 1)
+        spans.append((first, max(first + 1, min(resized, start + room))))
+    (top, bottom), (left, right) = spans
+    return Resize(*new), Crop(top, left, bottom - top, right - left)
+
+
+def _margin(side: int, border: int) -> int:
+    while side <= 2 * border:
+        border //= 2
+    return border
 
 
 def _drawn(rng: np.random.Generator, low: int, high: int) -> int:

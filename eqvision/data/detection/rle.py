@@ -21,7 +21,8 @@ from eqvision.data.detection.annotations import CompressedRLE, Polygons, Segment
 def decode_mask(segmentation: Segmentation, height: int, width: int) -> UInt8[np.ndarray, "{height} {width}"]:
     """Pixels (0 or 1) of one object; None is a mask of zeros.
 
-    Raises ValueError for run lengths of another size or that do not add up to it, and ImportError without [coco].
+    Raises ValueError for run lengths of another size or that do not add up to it, and ImportError without [coco], which
+    uncompressed run lengths do not need.
     """
     return np.ascontiguousarray(_pixels(segmentation, height, width))
 
@@ -39,6 +40,9 @@ def _pixels(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
     if segmentation is None:
         return np.zeros((height, width), np.uint8)
     try:
+        if isinstance(segmentation, UncompressedRLE) and segmentation.size == (height, width):
+            counts = _checked(segmentation.counts, height * width)
+            return np.repeat(np.arange(len(counts), dtype=np.uint8) & 1, counts).reshape(width, height).T
         return _library().decode(_as_rle(segmentation, height, width))
     except (ValueError, TypeError) as error:
         raise ValueError(f"mask of {height} x {width} cannot be decoded: {error}") from error
@@ -86,6 +90,8 @@ def mask_box(segmentation: Segmentation, height: int, width: int) -> Float64[np.
 
 
 def _as_rle(segmentation: Polygons | CompressedRLE | UncompressedRLE, height: int, width: int) -> dict[str, Any]:
+    if isinstance(segmentation, Polygons) and not segmentation.parts:
+        segmentation = UncompressedRLE((height, width), np.array([height * width]))
     if isinstance(segmentation, Polygons):
         library = _library()
         return library.merge(library.frPyObjects([part.tolist() for part in segmentation.parts], height, width))

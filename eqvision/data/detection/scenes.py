@@ -1,7 +1,7 @@
 """Embedded demo: scenes of real handwritten digits, composed on the fly, with exact boxes and masks."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32, Int64, UInt8
@@ -107,6 +107,17 @@ class DigitScenes:
     def truth(self, index: int) -> Annotations:
         """What evaluation compares with: nothing was cut off here, so the same as ``annotations``."""
         return self.annotations(index)
+
+    def truth_masks(self, index: int) -> Iterator[dict[str, Any]]:
+        """The masks of ``truth`` in its order, as run lengths that ``CocoMetric`` takes; with ``masks=False`` too."""
+        for mask in self._masks(range(len(self))[index]):
+            code = encode_uncompressed(mask)
+            yield {"size": list(code.size), "counts": code.counts.tolist()}
+
+    def _masks(self, index: int) -> UInt8[np.ndarray, "g h w"]:
+        masks = self._composed(index).masks
+        assert masks is not None
+        return masks
 
     def describe(self, index: int) -> str:
         """Number of the scene and what it was made from."""

@@ -70,6 +70,7 @@ def detection_train_stream(
     buckets: Buckets,
     max_objects: int = 100,
     masks: bool = False,
+    mask_crop: int | None = None,
     num_threads: int = DEFAULT_THREADS,
     start_step: int = 0,
     process_index: int = 0,
@@ -80,7 +81,8 @@ def detection_train_stream(
     ``batch_size`` is global; each host gets its contiguous rows of every batch, of the same shape on all. The
     generator that ``transform`` gets depends on (seed, position) alone. Several buckets need a transform with
     ``output_size``. ``masks``: targets carry masks at the size of the batch (``batch_size * max_objects`` of them: much
-    memory for large images), which the source must give.
+    memory for large images), which the source must give; ``mask_crop`` makes them squares of that side, of what lies
+    in the ``frames`` of the targets, which are the boxes. Cropped to a grid for training again, 112 lose little.
     Raises ValueError for values that do not fit and for images that no bucket holds, and what the source raises.
     """
     local_size = _local_batch_size(source, batch_size, process_index, process_count, num_threads)
@@ -96,7 +98,7 @@ def detection_train_stream(
         output_size=_Sizes(source, transform, transform_seed, buckets),
         describe=source.describe,
     )
-    collate = Collate(max_objects=max_objects, masks=masks, describe=source.describe)
+    collate = Collate(max_objects=max_objects, masks=masks, mask_crop=mask_crop, describe=source.describe)
     make = _Batch(source, transform, transform_seed, collate, local_size)
     mine = slice(process_index * local_size, (process_index + 1) * local_size)
     return _stream(lambda step: make(_part(order.rows(step), mine)), start_step, sys.maxsize, collate, num_threads)
@@ -110,6 +112,7 @@ def detection_eval_stream(
     buckets: Buckets | None,
     max_objects: int = 100,
     masks: bool = False,
+    mask_crop: int | None = None,
     num_threads: int = DEFAULT_THREADS,
     process_index: int = 0,
     process_count: int = 1,
@@ -124,7 +127,7 @@ def detection_eval_stream(
     """
     local_size = _local_batch_size(source, batch_size, process_index, process_count, num_threads)
     steps = _evaluation_steps(source, batch_size, transform, buckets)
-    collate = Collate(max_objects=max_objects, masks=masks, describe=source.describe)
+    collate = Collate(max_objects=max_objects, masks=masks, mask_crop=mask_crop, describe=source.describe)
     make = _Batch(source, transform, 0, collate, local_size)
     mine = slice(process_index * local_size, (process_index + 1) * local_size)
     return _stream(lambda step: make(_part(steps[step], mine)), 0, len(steps), collate, num_threads)

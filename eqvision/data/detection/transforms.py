@@ -24,6 +24,7 @@ from eqvision.data.detection.moves import (
     random_flip_plan,
     resize_plan,
     scale_jitter_plan,
+    shifted_region_plan,
     shortest_side_plan,
     size_after,
 )
@@ -32,6 +33,7 @@ from eqvision.data.transforms import INTERPOLATIONS
 from eqvision.names import nearest
 
 DETR_SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+CENTERNET_SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 
 
 @runtime_checkable
@@ -196,6 +198,27 @@ def random_crop_train(
     chosen = functools.partial(either, first=region, second=no_moves, probability=crop_probability)
     plans = (chosen, functools.partial(resize_plan, to=_pair(size)), _flip(flip))
     return DetectionTransform(functools.partial(in_turn, plans=plans), color_jitter)
+
+
+def shifted_crop_train(
+    size: int | Size,
+    *,
+    scales: Sequence[float] = CENTERNET_SCALES,
+    border: int = 128,
+    flip: float | int = 0.5,
+    color_jitter: float | int = 0.0,
+) -> DetectionTransform:
+    """A square region around a random point at a fixed size, and flip: what CenterNet is trained with.
+
+    ``scales`` are sides of the region as shares of the image's longer side, so that objects appear 1 / scale times as
+    large: 0.77 to 1.67 times with the defaults. The point lies ``border`` pixels or more within the image. Two things
+    differ from the published code: where the region reaches over the upper or left edge, the image is moved to the
+    corner of the batch's image and not padded there; and there is no PCA lighting. Evaluate with ``fit_eval``.
+    """
+    if not scales or min(scales) <= 0 or border < 0:
+        raise ValueError(f"scales={scales}, border={border}; expected shares above 0 and pixels, 0 or more")
+    region = functools.partial(shifted_region_plan, target=_pair(size), scales=tuple(scales), border=border)
+    return DetectionTransform(functools.partial(in_turn, plans=(region, _flip(flip))), color_jitter)
 
 
 def detection_eval(shortest: int = 800, longest: int | None = 1333, *, rounding: str = "detr") -> DetectionTransform:

@@ -3,7 +3,17 @@
 import fnmatch
 
 from eqvision.names import UnknownNameError, nearest
-from eqvision.pretrained.cards import bit_mixer, convnext_swin, detr, hugging_face, resnet, vit, vit_facebook
+from eqvision.pretrained.cards import (
+    bit_mixer,
+    centernet,
+    convnext_swin,
+    detr,
+    hugging_face,
+    rcnn,
+    resnet,
+    vit,
+    vit_facebook,
+)
 from eqvision.pretrained.cards.card import Card, Preprocessing
 
 CARDS: tuple[Card, ...] = (
@@ -14,6 +24,8 @@ CARDS: tuple[Card, ...] = (
     *convnext_swin.CARDS,
     *hugging_face.CARDS,
     *detr.CARDS,
+    *rcnn.CARDS,
+    *centernet.CARDS,
 )
 
 

@@ -50,6 +50,8 @@ class Card:
     """Published figure, or that the weights are for fine-tuning."""
     source: str
     """Where the figure is published."""
+    note: str = ""
+    """What else is to be known of the file."""
 
 
 def top1(percent: float, data: str = "ImageNet-1k") -> str:

@@ -30,6 +30,7 @@ def describe_card(card: Card) -> str:
         f"    licence       {card.licence}",
         f"    layout        {card.layout}",
         f"    preprocessing {describe_preprocessing(card.preprocessing)}",
+        *([f"    note          {card.note}"] if card.note else []),
     ]
     return "\n".join(lines)
 

@@ -40,7 +40,9 @@ def like(layout: Layout, family: Layout) -> Layout:
         layout,
         first_conv=family.first_conv,
         positions=family.positions,
+        image_size=family.image_size,
         classes=family.classes,
+        class_layers=family.class_layers,
         tables=family.tables,
         resample_tables=family.resample_tables,
         no_object=family.no_object,
@@ -53,6 +55,6 @@ LAYOUT = Layout(
     fits=lambda model: True,
     kind=object,
     rules=rules,
-    marks=("backbone.*", "head.*"),
+    marks=("backbone.*", "head.*|box_heads.*"),
     resample=resample,
 )

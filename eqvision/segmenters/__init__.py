@@ -1,0 +1,1 @@
+"""Segmenters: from images to masks."""

@@ -1,0 +1,38 @@
+"""Segment Anything (Kirillov et al. 2023): the model, and what people do with it."""
+
+from eqvision.segmenters.sam.automatic import (
+    FoundMask,
+    MaskSearch,
+    crop_boxes,
+    find_masks,
+    point_grid,
+    stability_score,
+)
+from eqvision.segmenters.sam.images import Geometry, geometry, prepare_image, resize_logits, resize_masks, to_input
+from eqvision.segmenters.sam.model import SAM, choose_masks, sam, sam_vit_b, sam_vit_h, sam_vit_l
+from eqvision.segmenters.sam.predictor import NoImageError, PredictedMasks, Predictor, SmallMasks
+
+__all__ = [
+    "SAM",
+    "FoundMask",
+    "Geometry",
+    "MaskSearch",
+    "NoImageError",
+    "PredictedMasks",
+    "Predictor",
+    "SmallMasks",
+    "choose_masks",
+    "crop_boxes",
+    "find_masks",
+    "geometry",
+    "point_grid",
+    "prepare_image",
+    "resize_logits",
+    "resize_masks",
+    "sam",
+    "sam_vit_b",
+    "sam_vit_h",
+    "sam_vit_l",
+    "stability_score",
+    "to_input",
+]
