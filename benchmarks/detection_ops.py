@@ -3,346 +3,211 @@
 Run from the repository root::
 
     python benchmarks/detection_ops.py > benchmarks/results/detection_ops.md
-    python benchmarks/detection_ops.py --rounds 3 --image 512 512 --boxes 128 --objects 20 --candidates 1000
+    python benchmarks/detection_ops.py --quick
+    python benchmarks/detection_ops.py --rows paste nms/ours --objects 20
+    python benchmarks/detection_ops.py --rows align --rounds 0
 
-RoIAlign of boxes of all sizes on the pyramid of one image, non-maximum suppression, and masks pasted into an image.
-Matching to ground truth has a program of its own (benchmarks/assignment.py). Times are taken at ``--channels``; memory
-is also what the compiler plans at 256. Every round calls each form once, in turn.
+RoIAlign of boxes of all sizes on the pyramid of one image and its gradient, non-maximum suppression, the assignment of
+anchors to objects, and masks pasted into an image. Matching of sets has a program of its own (assignment.py), and so
+has suppression at other sizes (nms.py). Times are taken at ``--channels``; memory is also what the compiler plans at
+256. Every row runs in a process of its own, one after the other, that may not hold more than ``--memory`` GB: programs
+that plan more than three quarters of it are compiled and not run. ``--rounds 0`` compiles only.
 """
 
 import argparse
-import functools
-import importlib
-import shlex
+import json
+import resource
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import timing
-from eqvision import ops
+from benchmarks.detection_forms import Form, Section, Sizes, missing_torchvision, sections
 
-STRIDES, BINS, RATIO, FULL_CHANNELS, MASK = (4, 8, 16, 32), 7, 2, 256, 28
 PACKAGES = ("jax", "jaxlib", "numpy", "eqvision", "torch", "torchvision")
-
-
-class Form(NamedTuple):
-    """``call`` takes the inputs of its section. What is not ``jitted`` runs on the host, where memory is not known;
-    what is not ``same`` computes something else on purpose and is not compared."""
-
-    call: Callable
-    jitted: bool = True
-    same: bool = True
+QUICK = {"image": (256, 256), "boxes": 32, "channels": 8, "candidates": 200, "targets": 10, "objects": 5}
+QUICK |= {"paste_image": (96, 128), "rounds": 2}
+WAIT, LIMIT = 60.0, 1200.0  # seconds to wait for a quiet machine before a row, and a row may take
 
 
 class Row(NamedTuple):
-    """``temp_bytes`` and ``full_temp_bytes`` (at 256 channels) are -1 where nobody knows them."""
+    """``temp_bytes`` and ``full_temp_bytes`` (at 256 channels) are XLA's, -1 where nobody knows them.
+
+    ``grown_bytes`` is how far the resident memory of the process rose above what it held before the first call.
+    ``wall`` and ``cpu`` are empty where the form was not run; ``note`` says why.
+    """
 
     form: str
-    temp_bytes: int
-    full_temp_bytes: int
-    wall: timing.Summary
-    cpu: timing.Summary
+    temp_bytes: int = -1
+    full_temp_bytes: int = -1
+    grown_bytes: int = -1
+    wall: Sequence[float] = ()
+    cpu: Sequence[float] = ()
+    note: str = ""
 
 
-# RoIAlign
+# One row, in a process of its own
 
 
-def corners(boxes, levels, sizes):
-    """For boxes (r, 4): two cells and their shares for each sample along y and x, (r, bins * ratio, 2)."""
-    boxes = boxes / jnp.asarray(STRIDES, jnp.float32)[levels][:, None] - 0.5
-    fraction = (jnp.arange(BINS * RATIO) + 0.5) / (BINS * RATIO)
-    size = jnp.asarray(sizes, jnp.float32)[levels]
-    axes = []
-    for low, high, cells in ((boxes[:, 1], boxes[:, 3], size[:, :1]), (boxes[:, 0], boxes[:, 2], size[:, 1:])):
-        at = low[:, None] + fraction * (high - low)[:, None]
-        near = (at >= -1) & (at <= cells)
-        at = jnp.clip(at, 0, cells - 1)
-        first = jnp.floor(at)
-        second = jnp.minimum(first + 1, cells - 1)
-        shares = jnp.stack([1 - at + first, at - first], axis=-1) * near[..., None]
-        axes.append((jnp.stack([first, second], axis=-1).astype(jnp.int32), shares))
-    return axes
+def measure(name: str, form: Form, section: Section, *, rounds: int, memory: float, results: Path) -> Row:
+    """Compile, call once and keep the result for the comparison, then time ``rounds`` calls."""
+    inputs = jax.block_until_ready(section.inputs())
+    compiled = timing.compile_ahead(form.call, inputs) if form.jitted else None
+    shapes = section.full() if form.jitted and section.full else None
+    full = timing.compile_ahead(form.call, shapes).temp_bytes if shapes else -1
+    row = Row(name, compiled.temp_bytes if compiled else -1, full)
+    if compiled and compiled.peak_bytes > 0.75 * memory * 1e9:
+        return row._replace(note=f"not run: plans {compiled.peak_bytes / 1e9:.1f} GB")
+    if not rounds:
+        return row._replace(note="not run")
+    call = compiled.call if compiled else form.call
+    before = timing.peak_rss_bytes()
+    values = jax.tree.leaves(jax.block_until_ready(call(*inputs)))
+    grown = timing.peak_rss_bytes() - before
+    np.savez(results, *map(np.asarray, values))
+    runs = timing.time_runs(lambda: jax.block_until_ready(call(*inputs)), rounds, warmup=0)
+    return row._replace(grown_bytes=grown, wall=runs.wall, cpu=runs.cpu)
 
 
-def all_at_once(features, boxes, levels):
-    """Four gathers of all samples of all boxes, then their mean."""
-    sizes = [level.shape[1:3] for level in features]
-    table = jnp.concatenate([level[0].reshape(-1, level.shape[-1]) for level in features])
-    start = jnp.asarray(np.cumsum([0] + [h * w for h, w in sizes[:-1]]), jnp.int32)[levels]
-    width = jnp.asarray([w for _, w in sizes], jnp.int32)[levels]
-    (rows, shares_y), (columns, shares_x) = corners(boxes, levels, sizes)
-    total = 0.0
-    for i, j in np.ndindex(2, 2):
-        cell = (start[:, None] + rows[..., i] * width[:, None])[:, :, None] + columns[:, None, :, j]
-        total = total + table[cell] * (shares_y[:, :, None, i] * shares_x[:, None, :, j])[..., None]
-    return total.reshape(-1, BINS, RATIO, BINS, RATIO, total.shape[-1]).mean(axis=(2, 4))
+def run_one(given: argparse.Namespace) -> None:
+    """The row of ``--one``, as JSON in the last line of standard output."""
+    resource.setrlimit(resource.RLIMIT_DATA, (int(given.memory * 1e9),) * 2)
+    short, name = given.one.split("/", 1)
+    section = sections(sizes_of(given))[short]
+    options = {"rounds": given.rounds, "memory": given.memory, "results": given.results}
+    print(json.dumps(measure(name, section.forms[name], section, **options)._asdict()))
 
 
-def in_blocks(features, boxes, levels, block: int = 64):
-    """``all_at_once`` for 64 boxes after the other, and again in the gradient."""
-    one = jax.checkpoint(lambda part: all_at_once(features, *part), prevent_cse=False)
-    pad = -len(boxes) % block
-    padded = jnp.pad(boxes, ((0, pad), (0, 0))), jnp.pad(levels, (0, pad))
-    split = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), padded)
-    values = lax.map(one, split)
-    return values.reshape(-1, *values.shape[2:])[: len(boxes)]
-
-
-def matrices(features, boxes, levels):
-    """Every level times interpolation matrices for every box; those of other levels are zero."""
-    sizes = [level.shape[1:3] for level in features]
-    (rows, shares_y), (columns, shares_x) = corners(boxes, levels, sizes)
-    total = 0.0
-    for number, level in enumerate(features):
-        here = (levels == number)[:, None, None]
-        by_row = _matrix(rows, shares_y * here, level.shape[1])
-        by_column = _matrix(columns, shares_x, level.shape[2])
-        total = total + jnp.einsum("rph,hwc,rqw->rpqc", by_row, level[0], by_column, precision=lax.Precision.HIGHEST)
-    return total
-
-
-def _matrix(cells, shares, count: int):
-    hits = jax.nn.one_hot(cells, count) * shares[..., None]
-    return hits.sum(axis=2).reshape(len(cells), BINS, RATIO, count).mean(axis=2)
-
-
-def ours(features, boxes, levels, sampling_ratio: int = RATIO):
-    pooled = ops.roi_align(
-        features, boxes[None], levels[None], strides=STRIDES, bins=BINS, sampling_ratio=sampling_ratio
-    )
-    return pooled.values[0]
-
-
-def torchvision_align(features, boxes, levels):
-    """Level by level, as torchvision's ``MultiScaleRoIAlign``; channels lie in front."""
-    import torch
-    import torchvision
-
-    maps = [torch.from_numpy(np.asarray(level)).permute(0, 3, 1, 2) for level in features]
-    boxes, levels = torch.from_numpy(np.asarray(boxes)), torch.from_numpy(np.asarray(levels))
-    result = torch.zeros(len(boxes), maps[0].shape[1], BINS, BINS)
-    for number, (level, stride) in enumerate(zip(maps, STRIDES, strict=True)):
-        own = torch.nonzero(levels == number)[:, 0]
-        result[own] = torchvision.ops.roi_align(level, [boxes[own]], BINS, 1 / stride, RATIO, aligned=True)
-    return result.permute(0, 2, 3, 1).numpy()
-
-
-def align_case(image: tuple[int, int], boxes: int, channels: int):
-    """Sides from 16 pixels to two thirds of the image, evenly in their logarithm; half cells cut off at the borders."""
-    rng = np.random.default_rng(0)
-    features = tuple(rng.normal(size=(1, image[0] // s, image[1] // s, channels)) for s in STRIDES)
-    limit = np.array([image[1], image[0]] * 2)
-    sides = np.exp(rng.uniform(np.log(16), np.log(min(image) * 2 / 3), (boxes, 2)))
-    centres = rng.uniform(0, limit[:2], (boxes, 2))
-    corners = np.clip(np.concatenate([centres - sides / 2, centres + sides / 2], axis=1), 0, limit)
-    boxes = jnp.asarray(corners, jnp.float32)
-    features = tuple(jnp.asarray(level, jnp.float32) for level in features)
-    return features, boxes, ops.fpn_levels(boxes, num_levels=len(STRIDES))
-
-
-def align_forms() -> dict[str, Form]:
-    forms = {
-        "all samples at once": Form(all_at_once),
-        "all samples, 64 boxes at a time": Form(in_blocks),
-        "interpolation matrices, every level": Form(matrices),
-        "ours": Form(ours),
-        "ours, adaptive sampling": Form(functools.partial(ours, sampling_ratio=0), same=False),
-    }
-    return forms | ({"torchvision": Form(torchvision_align, jitted=False)} if not missing_torchvision() else {})
-
-
-def missing_torchvision() -> str:
-    """Why it cannot be used, or nothing. Its operators are missing where it was built for another torch."""
+def run_apart(short: str, name: str, results: Path, arguments: Sequence[str], *, wait: bool) -> Row:
+    """``run_one`` in another process; a row with a note where that fails or takes too long."""
+    command = [sys.executable, __file__, *arguments, "--one", f"{short}/{name}", "--results", str(results)]
+    if wait:
+        timing.wait_until_quiet(WAIT)
     try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError) as error:
-        return f"torchvision cannot be imported ({error}), and is left out."
-    return ""
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return Row(name, note=f"stopped after {LIMIT:.0f} s")
+    if answer.returncode:
+        last = (answer.stderr.strip() or "no message").splitlines()[-1]
+        return Row(name, note=f"failed, exit code {answer.returncode}: {last[:200]}")
+    return Row(**json.loads(answer.stdout.splitlines()[-1]))
 
 
-def gradient_of(form: Form) -> Form:
-    """With respect to the maps, of a sum that is not linear."""
-
-    def gradient(features, boxes, levels):
-        return jax.grad(lambda features: jnp.sum(jnp.sin(form.call(features, boxes, levels))))(features)
-
-    return form._replace(call=gradient)
+# All rows
 
 
-# Non-maximum suppression
+def rows_of(short: str, section: Section, chosen: Sequence[str], arguments: Sequence[str], *, wait: bool) -> list[Row]:
+    """Those ``chosen``, all compared with the first one that has run."""
+    rows, first = [], None
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, form) in enumerate(section.forms.items()):
+            if not is_chosen(short, name, chosen):
+                continue
+            results = Path(folder) / f"{number}.npz"
+            rows.append(run_apart(short, name, results, arguments, wait=wait))
+            if form.same and results.exists():
+                first = first or (name, results)
+                check_equal(first, (name, results))
+    return rows
 
 
-def table_of_pairs(boxes, scores, threshold: float = 0.7):
-    """All overlaps at once, and one box after the other."""
-    order = jnp.argsort(-scores)
-    above = ops.pairwise_iou(boxes[order], boxes[order]) > threshold
-    later = jnp.arange(len(scores))
-
-    def step(i, keep):
-        return keep & ~(above[i] & keep[i] & (later > i))
-
-    keep = lax.fori_loop(0, len(scores), step, jnp.ones(len(scores), bool))
-    return jnp.zeros(len(scores), bool).at[order].set(keep)
+def is_chosen(short: str, name: str, chosen: Sequence[str]) -> bool:
+    return not chosen or short in chosen or f"{short}/{name}" in chosen
 
 
-def torchvision_nms(boxes, scores, threshold: float = 0.7):
-    import torch
-    import torchvision
-
-    kept = torchvision.ops.nms(*(torch.from_numpy(np.asarray(x)) for x in (boxes, scores)), threshold)
-    return np.isin(np.arange(len(scores)), kept.numpy())
-
-
-def nms_forms() -> dict[str, Form]:
-    forms = {"table of all pairs": Form(table_of_pairs), "ours": Form(functools.partial(ops.nms, threshold=0.7))}
-    return forms | ({"torchvision": Form(torchvision_nms, jitted=False)} if not missing_torchvision() else {})
-
-
-def nms_case(image: tuple[int, int], count: int):
-    _, boxes, _ = align_case(image, count, 1)
-    return boxes, jnp.asarray(np.random.default_rng(1).uniform(size=count), jnp.float32)
-
-
-# Mask paste
-
-
-def gather_every_pixel(masks, boxes, size: tuple[int, int]):
-    """Each pixel of each object's image reads its mask."""
-
-    def one(mask, box):
-        y = (jnp.arange(size[0]) + 0.5 - box[1]) / (box[3] - box[1]) * MASK - 0.5
-        x = (jnp.arange(size[1]) + 0.5 - box[0]) / (box[2] - box[0]) * MASK - 0.5
-        at = jnp.meshgrid(y, x, indexing="ij")
-        return jax.scipy.ndimage.map_coordinates(mask, at, order=1) >= 0.5
-
-    return jax.vmap(one)(masks, boxes)
-
-
-def torch_grid_sample(masks, boxes, size: tuple[int, int]):
-    """All objects in one call, as detectron2 does on a GPU."""
-    import torch
-
-    masks, boxes = (torch.tensor(np.asarray(x)) for x in (masks, boxes))
-    x0, y0, x1, y1 = (boxes[:, i, None] for i in range(4))
-    y = (torch.arange(size[0]) + 0.5 - y0) / (y1 - y0) * 2 - 1
-    x = (torch.arange(size[1]) + 0.5 - x0) / (x1 - x0) * 2 - 1
-    grid = torch.stack(
-        [x[:, None, :].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])],
-        dim=3,
-    )
-    return (torch.nn.functional.grid_sample(masks[:, None], grid, align_corners=False)[:, 0] >= 0.5).numpy()
-
-
-def paste_forms(size: tuple[int, int]) -> dict[str, Form]:
-    forms = {
-        "gather at every pixel": Form(functools.partial(gather_every_pixel, size=size)),
-        "ours, on the device": Form(lambda masks, boxes: ops.paste_masks(masks[None], boxes[None], size)[0]),
-        "ours, on the host, run lengths": Form(functools.partial(_run_lengths, size=size), jitted=False, same=False),
-    }
-    torch_form = {"torch, grid_sample": Form(functools.partial(torch_grid_sample, size=size), jitted=False)}
-    return forms | (torch_form if find_spec("torch") else {})
-
-
-def _run_lengths(masks, boxes, size: tuple[int, int]):
-    return sum(len(code["counts"]) for code in ops.pasted_run_lengths(np.asarray(masks), np.asarray(boxes), size))
-
-
-def paste_case(image: tuple[int, int], objects: int):
-    _, boxes, _ = align_case(image, objects, 1)
-    return jnp.asarray(np.random.default_rng(2).uniform(size=(objects, MASK, MASK)), jnp.float32), boxes
-
-
-# Measuring and the report
-
-
-def measure(forms: dict[str, Form], inputs: Any, rounds: int, full: Any = None) -> list[Row]:
-    """Compile all, check that they agree, then time them in turn; ``full``: shapes for the second figure of memory."""
-    calls, memory = {}, {}
-    for name, form in forms.items():
-        compiled = timing.compile_ahead(form.call, inputs) if form.jitted else None
-        calls[name] = compiled.call if compiled else form.call
-        whole = timing.compile_ahead(form.call, full).temp_bytes if compiled and full is not None else -1
-        memory[name] = (compiled.temp_bytes if compiled else -1, whole)
-    _check_equal({name: call(*inputs) for name, call in calls.items() if forms[name].same})
-    runs: dict[str, list[timing.Runs]] = {name: [] for name in forms}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            runs[name].append(timing.time_runs(lambda call=call: jax.block_until_ready(call(*inputs)), 1, warmup=0))
-    return [_row(name, memory[name], runs[name]) for name in forms]
-
-
-def _row(name: str, memory: tuple[int, int], runs: list[timing.Runs]) -> Row:
-    wall, cpu = (timing.summarise([run[field][0] for run in runs]) for field in range(2))
-    return Row(name, *memory, wall, cpu)
-
-
-def _check_equal(results: dict[str, Any]) -> None:
+def check_equal(first: tuple[str, Path], other: tuple[str, Path]) -> None:
     """Booleans may flip where a value meets the threshold, and samples at the border of a cell: 1 in 10 000."""
-    first, *others = results.items()
-    for name, result in others:
-        for one, other in zip(jax.tree.leaves(first[1]), jax.tree.leaves(result), strict=True):
-            one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
-            wrong = float(np.mean(np.abs(one - other) > 1e-3 * np.max(np.abs(one))))
-            if not wrong < 1e-4:
-                raise ValueError(f"{name!r} differs from {first[0]!r} in {wrong:.2%} of its numbers")
+    arrays: list[Any] = [np.load(path) for _, path in (first, other)]
+    for key in arrays[0].files:
+        one, two = (np.asarray(each[key], np.float32) for each in arrays)
+        wrong = float(np.mean(np.abs(one - two) > 1e-3 * np.max(np.abs(one), initial=0)))
+        if not wrong < 1e-4:
+            raise ValueError(f"{other[0]!r} differs from {first[0]!r} in {wrong:.2%} of its numbers")
 
 
-HEADS = ("form", "MB", "MB at 256 channels", "ms", "best ms", "processor ms")
+HEADS = ("form", "MB", "MB at 256 channels", "process MB", "ms", "best ms", "processor ms", "")
 
 
-def table(rows: list[Row]) -> str:
-    lines = ["| " + " | ".join(HEADS) + " |", "|---|" + "---:|" * (len(HEADS) - 1)]
-    for row in rows:
-        memory = (f"{size / 1e6:.1f}" if size >= 0 else "" for size in (row.temp_bytes, row.full_temp_bytes))
-        wall = f"{row.wall.median * 1e3:.1f} ± {row.wall.spread * 1e3:.1f}"
-        times = wall, f"{row.wall.minimum * 1e3:.1f}", f"{row.cpu.minimum * 1e3:.1f}"
-        lines.append("| " + " | ".join([row.form, *memory, *times]) + " |")
-    return "\n".join(lines)
+def table(rows: Sequence[Row]) -> str:
+    return timing.markdown_table(HEADS, [_cells(row) for row in rows])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def _cells(row: Row) -> tuple[str, ...]:
+    sizes = row.temp_bytes, row.full_temp_bytes, row.grown_bytes
+    memory = tuple(f"{size / 1e6:.1f}" if size >= 0 else "" for size in sizes)
+    if not row.wall:
+        return row.form, *memory, "", "", "", row.note
+    wall, cpu = timing.summarise(row.wall), timing.summarise(row.cpu)
+    times = f"{wall.median * 1e3:.1f} ± {wall.spread * 1e3:.1f}", f"{wall.minimum * 1e3:.1f}"
+    return row.form, *memory, *times, f"{cpu.minimum * 1e3:.1f}", row.note
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=int, nargs=2, default=(1024, 1024), help="height and width")
     parser.add_argument("--boxes", type=int, default=512, help="of RoIAlign")
     parser.add_argument("--channels", type=int, default=64, help="of the maps, for the times")
     parser.add_argument("--candidates", type=int, default=4000, help="boxes of non-maximum suppression")
+    parser.add_argument("--targets", type=int, default=100, help="objects of the assignment")
     parser.add_argument("--objects", type=int, default=100, help="masks to paste")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--paste-image", type=int, nargs=2, default=(800, 1333), help="height and width")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each form; 0: compile only")
+    parser.add_argument("--memory", type=float, default=8.0, help="GB that a row's process may hold")
+    parser.add_argument("--rows", nargs="+", default=(), metavar="SECTION[/FORM]", help="these alone")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to try the program")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    command = shlex.join(["python", "benchmarks/detection_ops.py", *(sys.argv[1:] if arguments is None else arguments)])
-    print("# Operations of two-stage detectors\n")
-    print(f"Device: {jax.devices()[0].device_kind}, {timing.processor_name()}.\n")
-    print(f"Versions: {timing.versions(PACKAGES)}.\n\nCommand: `{command}`\n")
-    print("MB (1e6 bytes) are XLA's temporaries. Times: median ± half the interquartile range over")
-    print(f"{given.rounds} rounds, the best, and the least processor time of a call over all threads; float32.")
-    print(missing_torchvision())
-    for title, rows in sections(given):
-        print(f"\n## {title}\n\n{table(rows)}")
+    if given.quick:
+        vars(given).update(QUICK)
+    _check(parser, given)
+    return given
 
 
-def sections(given: argparse.Namespace):
-    """The title and rows of each table, in turn."""
-    image = tuple(given.image)
-    inputs = align_case(image, given.boxes, given.channels)
-    full = jax.eval_shape(lambda: align_case(image, given.boxes, FULL_CHANNELS))
-    forms = align_forms()
-    what = f"{given.boxes} boxes, {image[0]} x {image[1]} pixels, {given.channels} channels"
-    yield f"RoIAlign, {what}", measure(forms, inputs, given.rounds, full)
-    gradients = {name: gradient_of(form) for name, form in forms.items() if form.jitted}
-    yield "RoIAlign, gradient", measure(gradients, inputs, given.rounds, full)
-    candidates = nms_case(image, given.candidates)
-    yield f"Non-maximum suppression, {given.candidates} boxes", measure(nms_forms(), candidates, given.rounds)
-    objects = paste_case(image, given.objects)
-    yield f"Mask paste, {given.objects} objects", measure(paste_forms(image), objects, given.rounds)
+def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    if given.rounds < 0 or min(sizes_of(given)._replace(image=1, paste_image=1)) < 1:
+        parser.error("expected at least one box, channel, candidate, target and object, and rounds of at least 0")
+    if min(*given.image, *given.paste_image) < 64:
+        parser.error(f"--image {given.image}, --paste-image {given.paste_image}: expected sides of at least 64 pixels")
+
+
+def sizes_of(given: argparse.Namespace) -> Sizes:
+    values = {name: getattr(given, name) for name in Sizes._fields}
+    return Sizes(**values | {"image": tuple(given.image), "paste_image": tuple(given.paste_image)})
+
+
+def check_rows(every: dict[str, Section], chosen: Sequence[str]) -> None:
+    names = [f"{short}/{name}" for short, section in every.items() for name in section.forms]
+    for each in chosen:
+        if each not in every and each not in names:
+            raise SystemExit(f"--rows {each!r} is unknown; choose from {', '.join(every)} or {', '.join(names)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = read_options(arguments)
+    if given.one:
+        return run_one(given)
+    every = sections(sizes_of(given))
+    check_rows(every, given.rows)
+    texts, wait = [], given.rounds > 0 and not given.quick
+    given_on = sys.argv[1:] if arguments is None else arguments
+    for short, section in every.items():
+        rows = rows_of(short, section, given.rows, given_on, wait=wait)
+        texts += [f"\n## {section.title}\n\n{table(rows)}"] if rows else []
+    print(timing.report_head("Operations of two-stage detectors", "benchmarks/detection_ops.py", PACKAGES, arguments))
+    print("MB (1e6 bytes) are XLA's temporaries; process MB is what the resident memory rose by in the first call.")
+    print("Times: median ± half the interquartile range, the best, and the least processor time of a call over all")
+    print(f"threads; {given.rounds} calls after one that is not timed, in float32. A row that is not compiled runs")
+    print("PyTorch or NumPy on the host.")
+    print("\n".join([missing_torchvision(), *texts]))
 
 
 if __name__ == "__main__":

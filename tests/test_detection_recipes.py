@@ -27,6 +27,7 @@ from eqvision.zoo import builder
 
 CONFIGS = {name: recipe() for name, recipe in RECIPES.items() if isinstance(recipe(), DetectionConfig)}
 COCO = ("coco_deformable_detr_r50", "coco_detr_r50")
+FROZEN = (*COCO, "coco_faster_rcnn_r50_fpn", "coco_mask_rcnn_r50_fpn")  # stem, first stage and norms of the backbone
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -35,14 +36,15 @@ def test_every_recipe_gives_a_model_and_groups_of_its_parameters(name):
     model, _ = eqx.filter_eval_shape(lambda: build_detector(config, 80))
     settings = parameter_settings(config.optimizer, model)
     frozen = {name for name, each in settings.items() if each.frozen}
-    assert bool(frozen) == (name in COCO)
+    assert bool(frozen) == (name in FROZEN)
     assert all(each.multiplier == 0.1 for name, each in settings.items() if "sampling_offsets" in name)
-    if name in COCO:
+    if name in FROZEN:
         norms = {name for name in settings if name.startswith("backbone.") and ".norm." in name}
         fixed = {name for name in settings if name.startswith(("backbone.stem.", "backbone.stages.0."))}
         assert frozen == norms | fixed
-        assert all(settings[name].multiplier == 0.1 for name in settings if name.startswith("backbone."))
         assert {each.weight_decay for each in settings.values()} == {1e-4}
+    if name in COCO:
+        assert all(settings[name].multiplier == 0.1 for name in settings if name.startswith("backbone."))
         assert settings["head.classes.weight"].multiplier == 1
 
 
@@ -57,6 +59,31 @@ def test_the_coco_recipes_have_the_published_numbers():
         np.testing.assert_allclose(
             [schedule(399), schedule(400), schedule(499)], [rate, rate / 10, rate / 10], rtol=1e-6
         )
+
+
+def test_the_recipes_of_rcnns_and_centernet_have_the_published_numbers():
+    for name in ("coco_mask_rcnn_r50_fpn", "coco_faster_rcnn_r50_fpn"):
+        config = CONFIGS[name]
+        assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.clip_norm) == ("sgd", 0.9, None)
+        assert (config.loop.epochs, config.loop.batch_size, config.task.box_beta) == (12.0, 16, 0.0)
+        schedule = make_schedule(config.schedule, config.optimizer.learning_rate, 12_000)
+        rates = [schedule(step) for step in (249, 7999, 8010, 10_990, 11_010)]
+        np.testing.assert_allclose(rates, [0.01, 0.02, 0.002, 0.002, 0.0002], rtol=1e-5)
+    centers = CONFIGS["coco_centernet_r18"]
+    schedule = make_schedule(centers.schedule, centers.optimizer.learning_rate, 140_000)
+    rates = [schedule(step) for step in (89_000, 91_000, 119_000, 121_000)]
+    np.testing.assert_allclose(rates, [1.25e-4, 1.25e-5, 1.25e-5, 1.25e-6], rtol=1e-5)
+    vit = CONFIGS["coco_vitdet_b"]
+    settings = parameter_settings(vit.optimizer, eqx.filter_eval_shape(lambda: build_detector(vit, 80))[0])
+    decays = {name: each.weight_decay for name, each in settings.items()}
+    free = ("position", ".norm", "attention.rows", "attention.columns")
+    assert {decay for name, decay in decays.items() if any(each in name for each in free)} == {0.0}
+    assert {decays["backbone.global_blocks.mlp.fc1.weight"], decays["backbone.patch_embed.weight"]} == {0.1}
+    rates = {name: each.layer_factors for name, each in settings.items()}
+    assert {rate for name, rate in rates.items() if not name.startswith("backbone.")} == {(1.0,)}
+    assert rates["backbone.patch_embed.weight"] == pytest.approx((0.7**13,))
+    assert rates["backbone.global_blocks.norm1.bias"] == pytest.approx([0.7**n for n in (10, 7, 4, 1)])
+    assert rates["backbone.window_blocks.mlp.fc1.bias"] == pytest.approx([0.7**n for n in (12, 11, 9, 8, 6, 5, 3, 2)])
 
 
 def test_the_list_of_recipes_sets_names_apart(capsys):
@@ -181,6 +208,10 @@ def test_models_that_do_not_fit_are_refused(coco):
     assert "is an image classifier" in refused(with_model(name="resnet18"))
     assert "nearest: detr_r50" in refused(with_model(name="detr_r5"), UnknownNameError)
     assert "100 is more than the 20 queries" in refused(with_model(num_queries=20))
+    said = refused(with_model(name="mask_rcnn_small", num_queries=None, dropout=None))
+    assert "is an R-CNN, and this recipe is for detectors of DETR's kind. Recipes for R-CNNs: instances" in said
+    said = refused(dataclasses.replace(with_model(num_queries=None, dropout=None), task=CONFIGS["instances"].task))
+    assert "is of DETR's kind, and this recipe is for R-CNNs" in said
     with pytest.raises(ValueError, match=r"are frozen, so it needs weights to begin with: --init resnet50"):
         eqx.filter_eval_shape(detection_problem(with_model(norm="frozen")).build)
 

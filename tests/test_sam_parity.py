@@ -11,6 +11,7 @@ import sam_references as source
 import eqvision
 from eqvision.layers import mask_prompts
 from eqvision.segmenters import sam as segment
+from eqvision.segmenters.sam import automatic
 from eqvision.zoo import DETECTORS
 
 pytestmark = pytest.mark.parity
@@ -217,3 +218,40 @@ def test_parameter_counts(size, options):
     ours = jax.eval_shape(lambda: segment.sam(size, key=jax.random.key(0)))
     count = sum(each.numel() for each in {id(p): p for p in theirs.parameters()}.values())
     assert sum(x.size for x in jax.tree.leaves(ours)) == count
+
+
+def test_search_for_masks_filters_as_transformers_does():
+    """Crops, grids, expected IoU, stability, edges: those of its mask generation, up to suppression."""
+    import torch
+    from transformers.models.sam import image_processing_sam as theirs
+
+    for size, layers in (((333, 500), 2), ((64, 64), 1)):
+        boxes, numbers = theirs._generate_per_layer_crops(layers, 512 / 1500, size)
+        assert segment.crop_boxes(size, layers) == [(tuple(b), n) for b, n in zip(boxes, numbers, strict=True)]
+    np.testing.assert_allclose(segment.point_grid(32), theirs._build_point_grid(32).numpy(), atol=1e-7)
+    rng = np.random.default_rng(2)
+    crop, size = (30, 0, 130, 90), (120, 160)
+    low, high = np.sort(rng.uniform(0, 1, (2, 60, 2)), axis=0) * np.array([100, 90])
+    x, y, slope = np.arange(100), np.arange(90)[:, None], rng.uniform(0.1, 3, (60, 1, 1))
+    inside = [
+        np.minimum(np.minimum(x - x1, x2 - x), np.minimum(y - y1, y2 - y))
+        for (x1, y1), (x2, y2) in zip(low, high, strict=True)
+    ]
+    logits = torch.tensor((np.stack(inside) * slope)[:, None].astype(np.float32))
+    iou = torch.tensor(rng.uniform(0.8, 1, (60, 1)), dtype=torch.float32)
+    masks, scores, boxes = processors().image_processor.filter_masks(
+        logits, iou, size, crop, stability_score_thresh=0.9
+    )
+    kept = []
+    for mask, score in zip(logits.numpy()[:, 0], iou.numpy()[:, 0], strict=True):
+        stable = segment.stability_score(mask) > 0.9 and score > 0.88
+        box = automatic._box_of(mask > 0) + np.array([30, 0, 30, 0]) if stable else None
+        if box is not None and not automatic._is_cut_off(box, crop, size):
+            found = automatic._found(mask > 0, box, float(score), 1.0, (0.0, 0.0), crop, size)
+            kept.append(
+                (found.run_lengths.counts.tolist(), float(score), (np.array(found.box) - [0, 0, 1, 1]).tolist())
+            )
+    assert 3 < len(kept) < 30
+    assert [each["counts"] for each in masks] == [each[0] for each in kept]
+    assert scores.tolist() == [each[1] for each in kept]
+    assert boxes.tolist() == [each[2] for each in kept]

@@ -132,13 +132,21 @@ def inputs_of(height, width):
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [tiny_vitdet, tiny_convnext, tiny_swin])
 def test_images_of_all_shapes(build):
-    """One shape that 32 does not divide is run, maps of others are planned."""
+    """Maps of one that 32 does not divide are computed, those of others planned, and so are the objects."""
     model, state = eqx.nn.make_with_state(build)(key=jax.random.key(0))
     for side in ((64, 64), (128, 128), (64, 112)):
         maps, _ = eqx.filter_eval_shape(model.features, inputs_of(*side), state)
         assert [x.shape[1:3] for x in maps[:3]] == [(side[0] // s, side[1] // s) for s in (4, 8, 16)]
         assert len(maps) == 5
-    found, _ = eqx.filter_jit(model)(inputs_of(48, 80), state)
+    maps, _ = eqx.filter_jit(model.features)(inputs_of(48, 80), state)
+    assert all(np.isfinite(x).all() and np.any(x) for x in maps)
+    found, _ = eqx.filter_eval_shape(model, inputs_of(48, 80), state)
     assert found.masks.shape == (1, 100, 28, 28)
+
+
+@pytest.mark.slow
+def test_objects_of_a_vitdet():
+    model, state = eqx.nn.make_with_state(tiny_vitdet)(key=jax.random.key(0))
+    found, _ = eqx.filter_jit(model)(inputs_of(48, 80), state)
     assert all(np.isfinite(x).all() for x in found)
     assert found.valid.any()

@@ -138,7 +138,7 @@ def test_boxes_are_drawn_where_the_targets_are(tmp_path):
 
 def test_masks_of_large_images_shrink_with_them(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(viz_module, "draw_samples", lambda samples, *rest, **options: drawn.extend(samples))
+    monkeypatch.setattr(viz_module, "draw_samples", lambda samples, names, path, **_: drawn.extend(samples) or path)
     mask = np.zeros((400, 1280), np.uint8)
     mask[100:300, 640:960] = 1
     objects = TargetObjects(np.array([[640, 100, 960, 300]], np.float32), np.array([3], np.int32), [mask])

@@ -1,6 +1,8 @@
 """Every detector of the zoo against its row in cases.py: abstractly in full size, and run as toys of each family."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import deformable_detr_references as deformable_toys
@@ -18,9 +20,18 @@ from eqvision import create
 from eqvision.checkpoint import Checkpoints
 from eqvision.classifiers import Backbone
 from eqvision.counting import count
-from eqvision.losses import SetPredictionConfig, detr_loss, target_counts
+from eqvision.detectors import TORCHVISION, ProposalRule, centernet_resnet, rcnn_resnet_fpn
+from eqvision.losses import (
+    SetPredictionConfig,
+    center_counts,
+    center_loss,
+    detr_loss,
+    rcnn_counts,
+    rcnn_loss,
+    target_counts,
+)
 from eqvision.models import Model
-from eqvision.types import DetectionTargets, PaddedImages
+from eqvision.types import Detections, DetectionTargets, PaddedImages
 
 KEY = jax.eval_shape(jax.random.key, 0)
 ALL_CASES = (*DETECTOR_CASES, *RCNN_CASES, *CENTERNET_CASES)
@@ -149,23 +160,68 @@ def test_predictions_of_other_channels_and_classes_in_bfloat16(case):
 
 
 class Made(NamedTuple):
-    """A toy of a family with inputs, targets, the kind of its loss, and what it says."""
+    """A toy of a family with inputs, targets, its loss, and what it says. ``random``: training draws from the key."""
 
     build: Any
     model: Any
     state: Any
     inputs: PaddedImages
     targets: DetectionTargets
-    task: SetPredictionConfig
+    loss: Callable[..., Any]
+    random: bool
     predictions: Any
 
 
+WEIGHTS = jnp.ones(2)
+
+
+def set_loss(classification, model, state, inputs, targets, key):
+    """(loss, state) of a training step, as of all of these."""
+    counts, task = target_counts(targets, WEIGHTS), SetPredictionConfig(classification=classification)
+    predictions, state = model(inputs, state, train=True, key=key)
+    return detr_loss(predictions, targets, inputs.size, WEIGHTS, counts, task)[0], state
+
+
+def loss_on_samples(model, state, inputs, targets, key):
+    """R-CNNs are trained on boxes drawn by the targets, and so not by calling the model."""
+    samples, state = model.train_outputs(inputs, targets, state, keys=jax.random.split(key), key=key)
+    return rcnn_loss(samples, WEIGHTS, rcnn_counts(samples, WEIGHTS))[0], state
+
+
+def loss_of_centers(model, state, inputs, targets, key):
+    counts = center_counts(targets, inputs.size, WEIGHTS)
+    predictions, state = model(inputs, state, train=True, key=key)
+    return center_loss(predictions, targets, inputs.size, WEIGHTS, counts)[0], state
+
+
+def toy_rcnn(*, key):
+    rule = ProposalRule(64, 48)
+    few = dataclasses.replace(TORCHVISION, train_proposals=rule, test_proposals=rule,
+                              anchor_sample=dataclasses.replace(TORCHVISION.anchor_sample, count=32),
+                              box_sample=dataclasses.replace(TORCHVISION.box_sample, count=16))  # fmt: skip
+    anchors = tuple((float(8 << level),) for level in range(5))
+    sizes = {"backbone_width": 8, "width": 8, "head_width": 16, "anchor_sizes": anchors, "count": 10}
+    return rcnn_resnet_fpn(18, num_classes=5, masks=True, norm="batch", dialect=few, **sizes, key=key)
+
+
+def toy_centernet(*, key):
+    return centernet_resnet(18, num_classes=5, width=4, up_widths=(8, 8, 8), head_width=8, conv="plain", key=key)
+
+
+# Name, builder, loss, and whether training draws from the key.
 TOYS = {
-    "detr": (functools.partial(detr_toys.toy_detr, dropout=0.1, norm="batch"), "softmax"),
+    "detr": (
+        functools.partial(detr_toys.toy_detr, dropout=0.1, norm="batch"),
+        functools.partial(set_loss, "softmax"),
+        True,
+    ),
     "deformable": (
         functools.partial(deformable_toys.toy_deformable, refine=True, two_stage=True, dropout=0.1, norm="batch"),
-        "sigmoid",
+        functools.partial(set_loss, "sigmoid"),
+        True,
     ),
+    "rcnn": (toy_rcnn, loss_on_samples, True),
+    "centernet": (toy_centernet, loss_of_centers, False),
 }
 
 
@@ -179,7 +235,8 @@ def disturbed(tree, seed=1):
 def targets_of_two():
     boxes = np.array([[[4, 6, 40, 50], [30, 10, 60, 44]], [[10, 10, 50, 40], [np.nan] * 4]], np.float32)
     labels, valid = np.array([[1, 3], [2, 99]]), np.array([[True, True], [True, False]])
-    return DetectionTargets(jnp.asarray(boxes), jnp.asarray(labels), jnp.asarray(valid))
+    masks = np.tile(np.eye(8, dtype=np.uint8), (2, 2, 8, 12))
+    return DetectionTargets(jnp.asarray(boxes), jnp.asarray(labels), jnp.asarray(valid), jnp.asarray(masks))
 
 
 @jax.jit
@@ -189,28 +246,24 @@ def forward(model, state, inputs):
 
 @pytest.fixture(scope="module", params=TOYS)
 def made(request):
-    row, classification = TOYS[request.param]
+    row, loss, random = TOYS[request.param]
     build = eqx.nn.make_with_state(row)
     model, state = disturbed(build(key=jax.random.key(0)))
     inputs = detr_toys.padded_batch(np.random.default_rng(2), (64, 96), ((64, 96), (50, 70)))
-    task = SetPredictionConfig(classification=classification)
-    return Made(build, model, state, inputs, targets_of_two(), task, forward(model, state, inputs)[0])
+    targets = targets_of_two()
+    targets = targets if request.param == "rcnn" else targets._replace(masks=None)
+    return Made(build, model, state, inputs, targets, loss, random, forward(model, state, inputs)[0])
 
 
 @pytest.fixture(scope="module")
 def step(made):
     """One step of AdamW on the model as it is: no filter, no partition."""
-    optimizer, weights = optax.adamw(1e-2), jnp.ones(2)
-    counts = target_counts(made.targets, weights)
-
-    def loss_of(model, state, key):
-        predictions, state = model(made.inputs, state, train=True, key=key)
-        size = made.inputs.size
-        return detr_loss(predictions, made.targets, size, weights, counts, made.task)[0], state
+    optimizer = optax.adamw(1e-2)
 
     @jax.jit
     def run(model, state, key):
-        (loss, state), gradients = jax.value_and_grad(loss_of, has_aux=True)(model, state, key)
+        value = functools.partial(made.loss, inputs=made.inputs, targets=made.targets, key=key)
+        (loss, state), gradients = jax.value_and_grad(value, has_aux=True)(model, state)
         updates, _ = optimizer.update(gradients, optimizer.init(model), model)
         return loss, gradients, optax.apply_updates(model, updates), state
 
@@ -239,10 +292,10 @@ def test_gradients_of_all_parameters_are_finite_and_move_them(step, made):
 
 
 @pytest.mark.slow
-def test_training_depends_on_the_key_alone(step):
+def test_training_depends_on_the_key_alone(step, made):
     first, again, other = step(0), step(0), step(1)
     assert equal(first, again)
-    assert not equal(first[0], other[0])
+    assert equal(first[0], other[0]) != made.random
 
 
 @pytest.mark.slow
@@ -251,16 +304,23 @@ def test_inference_repeats_itself_and_leaves_the_statistics(made):
     assert equal(predictions, made.predictions)
     assert equal(state, made.state)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(predictions))
-    assert np.ptp(predictions.logits[-1], axis=1).min() > 0, "all queries say the same"
+    if isinstance(predictions, Detections):
+        assert np.asarray(predictions.valid).any(axis=1).all()
+    else:
+        assert np.ptp(predictions.logits[-1], axis=1).min() > 0, "all queries, or all rows of cells, say the same"
 
 
 @pytest.mark.slow
 def test_bfloat16_images_give_float32_predictions_near_those_of_float32(made, assert_close):
     inputs = made.inputs._replace(images=made.inputs.images.astype(jnp.bfloat16))
     predictions = forward(made.model, made.state, inputs)[0]
+    if isinstance(predictions, Detections):  # rounding changes which boxes are found
+        assert {predictions.boxes.dtype, predictions.scores.dtype, predictions.masks.dtype} == {jnp.dtype("float32")}
+        assert not equal(predictions.scores, made.predictions.scores)
+        return
     assert predictions.logits.dtype == jnp.float32
     assert not equal(predictions.logits, made.predictions.logits)
-    if made.predictions.proposals is None:  # else rounding changes which proposals become queries
+    if getattr(made.predictions, "proposals", None) is None:  # else rounding changes which proposals become queries
         # Sixteen steps of bfloat16's last bit, 2^-8: each layer rounds once or twice.
         assert_close(predictions.logits[0], made.predictions.logits[0], 2**-4)
 

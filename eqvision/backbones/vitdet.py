@@ -203,6 +203,14 @@ class VitDet(eqx.Module):
         _, outputs = self._run(self._embed(images), train=False, key=None, collect=True)
         return tuple(outputs[check_layer(layer, outputs.shape[0])] for layer in layers)
 
+    @property
+    def block_numbers(self) -> dict[str, tuple[int, ...]]:
+        """Places in the network: of each stack's blocks, and for the residual convolutions that of the block before."""
+        blocks = [step for step in self.steps if step != "residual"]
+        numbers = {f"{kind}_blocks": tuple(i for i, step in enumerate(blocks) if step == kind) for kind in set(blocks)}
+        residual = tuple(place - 1 - n for n, place in enumerate(i for i, s in enumerate(self.steps) if s == "residual"))
+        return {**numbers, "residuals": residual} if residual else numbers
+
     def _embed(self, images: Images) -> Float[Array, "b gh gw d"]:
         patch = self.strides[0]
         check_images(images, self.in_channels, (patch, patch))

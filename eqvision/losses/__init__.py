@@ -24,6 +24,13 @@ from eqvision.losses.classification import (
 from eqvision.losses.distillation import logit_distillation, token_distillation
 from eqvision.losses.masks import mask_dice, mask_focal
 from eqvision.losses.matching_cost import box_cost, focal_cost, softmax_cost
+from eqvision.losses.prompted_masks import (
+    SAM_LOSS,
+    PromptedMaskConfig,
+    PromptedMaskLosses,
+    mask_iou,
+    prompted_mask_loss,
+)
 from eqvision.losses.rcnn import (
     CENTERNET2_LOSS,
     DETECTRON2_LOSS,
@@ -55,11 +62,14 @@ __all__ = [
     "DETR_LOSS",
     "MMDET_LOSS",
     "RCNN_LOSSES",
+    "SAM_LOSS",
     "TORCHVISION_LOSS",
     "CenterCounts",
     "CenterNetConfig",
     "CenterTargets",
     "Counts",
+    "PromptedMaskConfig",
+    "PromptedMaskLosses",
     "RCNNCounts",
     "RCNNLossConfig",
     "SetPredictionConfig",
@@ -77,7 +87,9 @@ __all__ = [
     "logit_distillation",
     "mask_dice",
     "mask_focal",
+    "mask_iou",
     "mask_rows",
+    "prompted_mask_loss",
     "rcnn_counts",
     "rcnn_loss",
     "sigmoid_cross_entropy",

@@ -2,16 +2,17 @@
 
 Names are the fields on the way to a leaf, joined by dots, such as ``backbone.encoder.blocks.attention.query.weight``.
 Blocks of a model are what its fields call ``blocks``, ``stages.0.3``, ``stages.0.first``, ``stages.0.rest``,
-``hidden.0``, ``encoder.layers`` or ``decoder.layers``. The fields ``blocks``, ``rest`` and ``layers`` of these hold
-equal blocks stacked along a leading axis, which no rule about the shape of a parameter counts.
+``hidden.0``, ``encoder.layers`` or ``decoder.layers``, and the ``window_blocks``, ``global_blocks`` and ``residuals``
+of a ``VitDet``, which alternate. All but stages and ``hidden`` hold equal blocks stacked along a leading axis, as
+``rest`` does, which no rule about the shape of a parameter counts.
 
 A frozen batch norm (``layers.FrozenBatchNorm``) keeps its scale and shift beside its statistics, in ``running_mean``
 and ``running_var``. These four are constants: no configuration trains or decays them.
 """
 
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,19 @@ from eqvision.recipes.config import OptimizerConfig
 Leaf = Array | jax.ShapeDtypeStruct  # names and shapes are all that counts
 
 _BLOCK = re.compile(
-    r"(?:.*?\.)?(?:blocks(?:\.\d+)?|stages\.\d+\.(?:first|rest|\d+)|hidden\.\d+|(?:en|de)coder\.layers)(?=\.|$)"
+    r"(?:.*?\.)?(?:(?:window_|global_)?blocks(?:\.\d+)?|residuals|stages\.\d+\.(?:first|rest|\d+)|hidden\.\d+|(?:en|de)coder\.layers)(?=\.|$)"
 )
+STACKS = ("blocks", "window_blocks", "global_blocks", "residuals", "rest", "layers")
+
+
+@runtime_checkable
+class Alternating(Protocol):
+    """A network whose stacks take turns."""
+
+    @property
+    def block_numbers(self) -> dict[str, tuple[int, ...]]:
+        """The place in the network of each block of a stack, by its field."""
+        ...
 
 
 class ParameterSettings(NamedTuple):
@@ -57,7 +69,7 @@ def block_name(name: str) -> str | None:
 def is_stacked(name: str) -> bool:
     """Whether the leaf's first axis counts equal blocks."""
     block = block_name(name)
-    return block is not None and block.rsplit(".", 1)[-1] in ("blocks", "rest", "layers")
+    return block is not None and block.rsplit(".", 1)[-1] in STACKS
 
 
 def layer_axes(name: str, ndim: int) -> tuple[int, ...]:
@@ -134,24 +146,46 @@ def layer_factors(params: PyTree, decay: float) -> dict[str, tuple[float, ...]]:
             f"--optimizer.layer-decay {decay}: the model has no blocks to order (its parameters are "
             f"{', '.join(name for name, _ in leaves[:3])} ...); set learning_rate_multipliers instead"
         )
-    layers, depth = _number_layers(leaves)
+    layers, depth = _number_layers(leaves, _alternating(params))
     return {name: tuple(decay ** (depth + 1 - layer) for layer in numbers) for name, numbers in layers.items()}
 
 
-def _number_layers(leaves: list[tuple[str, Leaf]]) -> tuple[dict[str, range], int]:
+def _alternating(params: PyTree) -> dict[str, tuple[int, ...]]:
+    """The places of blocks in their network, by the name of their stack."""
+    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: isinstance(node, Alternating))
+    networks = [(leaf_name(path), node) for path, node in nodes if isinstance(node, Alternating)]
+    return {
+        f"{name}.{field}" if name else field: numbers
+        for name, network in networks
+        for field, numbers in network.block_numbers.items()
+    }
+
+
+def _number_layers(
+    leaves: list[tuple[str, Leaf]], alternating: dict[str, tuple[int, ...]]
+) -> tuple[dict[str, Sequence[int]], int]:
     """The layers of each leaf and the number of blocks."""
     last = max((i for i, (name, _) in enumerate(leaves) if block_name(name)), default=0)
     starts: dict[str, int] = {}
-    layers, depth = {}, 0
+    layers: dict[str, Sequence[int]] = {}
+    depth = 0
     for i, (name, leaf) in enumerate(leaves):
         block, count = block_name(name), leaf.shape[0] if is_stacked(name) else 1
         if block is None:
             layers[name] = range(depth, depth + 1) if i < last else range(depth + 1, depth + 2)
             continue
-        if block not in starts:
-            starts[block], depth = depth + 1, depth + count
-        layers[name] = range(starts[block], starts[block] + count)
+        numbers = alternating.get(block, range(count))
+        network = block.rpartition(".")[0] if block in alternating else block
+        if network not in starts:
+            starts[network], depth = depth + 1, depth + _depth(network, alternating, count)
+        layers[name] = [starts[network] + number for number in numbers]
     return layers, depth
+
+
+def _depth(network: str, alternating: dict[str, tuple[int, ...]], count: int) -> int:
+    """Blocks of all stacks that take turns in a network, or the ``count`` of a single one."""
+    places = [n for name, numbers in alternating.items() if name.rpartition(".")[0] == network for n in numbers]
+    return max(places) + 1 if places else count
 
 
 def _first_matches(patterns: dict[str, float], names: Iterable[str], option: str) -> dict[str, float]:

@@ -16,6 +16,7 @@ from eqvision.data.detection import (
     fixed_size_train,
     large_scale_jitter,
     one_canvas,
+    shifted_crop_train,
 )
 from eqvision.data.listing import SPLITS
 from eqvision.names import nearest
@@ -93,6 +94,8 @@ def train_plan(data: DetectionDataConfig) -> Plan:
             rounding="detectron2",
         )
         return Plan(transform, _buckets(data))
+    if data.transform == "shifted":
+        return Plan(shifted_crop_train(data.size, flip=flip, color_jitter=jitter), canvas)
     if data.transform == "lsj":
         return Plan(large_scale_jitter(data.size, scale=data.jitter, flip=flip, color_jitter=jitter), canvas)
     return Plan(fixed_size_train(data.size, flip=flip, color_jitter=jitter), canvas)
@@ -104,7 +107,7 @@ def eval_plan(data: DetectionDataConfig) -> Plan:
     if data.transform == "resize":
         return Plan(detection_eval(data.scales[-1], data.longest, rounding="detectron2"), _buckets(data))
     canvas = one_canvas(*data.size)
-    return Plan(fit_eval(data.size) if data.transform == "lsj" else fixed_size_eval(data.size), canvas)
+    return Plan(fit_eval(data.size) if data.transform in ("lsj", "shifted") else fixed_size_eval(data.size), canvas)
 
 
 def _buckets(data: DetectionDataConfig) -> Buckets:

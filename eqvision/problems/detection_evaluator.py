@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from eqvision.data import device_feed
-from eqvision.data.detection import Annotations, decode_mask
+from eqvision.data.detection import Annotations
 from eqvision.evaluate import StoppedEvaluation, local_rows
 from eqvision.mesh import BATCH
 from eqvision.metrics import CocoMetric, Mean, merge
@@ -107,7 +107,7 @@ class DetectionEvaluator:
     ) -> None:
         """One image of ``size``; ``found`` are its rows."""
         paste, classes = self._problem.paste, len(self._problem.test_source.class_names)
-        masks = None if paste is None else (decode_mask(each, *size) for each in truth.segmentations)
+        masks = None if paste is None else self._problem.test_source.truth_masks(index)
         coco.add_truth(index, truth.boxes, truth.labels, area=truth.area, crowd=truth.iscrowd, masks=masks)
         named = found.valid & (found.labels < classes)  # the head may have classes that the data has not
         boxes, scores, labels = (each[named] for each in (found.boxes, found.scores, found.labels))

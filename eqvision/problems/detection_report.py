@@ -21,25 +21,31 @@ def write_detection_report(
     """
     from eqvision.detection_pictures import draw_pairs, plot_class_ap, plot_precision_recall
 
-    result = folder.path / "result.json"
     metrics = {f"test/{name}": value for name, value in evaluation.metrics.items()}
-    result.write_text(json.dumps(without_nan(metrics), indent=2))
+    (folder.path / "result.json").write_text(json.dumps(without_nan(metrics), indent=2))
     draw_pairs(
-        [_pair(source, sample) for sample in evaluation.samples], source.class_names, folder.path / "predictions.png"
+        [_pair(source, sample, paste) for sample in evaluation.samples],
+        source.class_names,
+        folder.path / "predictions.png",
     )
     if importlib.util.find_spec("matplotlib") is None:
         print("no plots were drawn: matplotlib is not installed (pip install 'eqvision[plots]')", file=sys.stderr)
         return
     plot_curves(folder.path / "learning_curve.png", rows, "AP")
-    boxes = evaluation.coco.evaluate("boxes")
-    plot_precision_recall(boxes, folder.path / "precision_recall.png")
-    plot_class_ap(boxes, folder.path / "class_ap.png")
+    for kind in ("boxes",) if paste is None else ("boxes", "masks"):
+        result, suffix = evaluation.coco.evaluate(kind), "" if kind == "boxes" else "_masks"
+        plot_precision_recall(result, folder.path / f"precision_recall{suffix}.png")
+        plot_class_ap(result, folder.path / f"class_ap{suffix}.png")
 
 
-def _pair(source: Any, sample: Any) -> Any:
-    from eqvision.detection_pictures import DrawnObjects, Pair, confident
+def _pair(source: Any, sample: Any, paste: PasteRule | None) -> Any:
+    from eqvision.detection_pictures import Pair
+    from eqvision.drawn import drawn_found, drawn_truth
 
-    truth, found = source.truth(sample.index), sample.found
-    drawn = confident(DrawnObjects(found.boxes, found.labels, found.scores), 0.4)
     image = np.asarray(source[sample.index].image)
-    return Pair(image, drawn, DrawnObjects(truth.boxes, truth.labels), source.describe(sample.index))
+    size = (image.shape[0], image.shape[1])
+    expected = drawn_truth(source.truth(sample.index), size)
+    if paste is None:
+        expected = expected._replace(masks=None)
+    found = drawn_found(sample.found, size, paste=paste, least_score=0.4)
+    return Pair(image, found, expected, source.describe(sample.index))

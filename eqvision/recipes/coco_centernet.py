@@ -13,8 +13,9 @@ def coco_centernet_r18() -> DetectionConfig:
     Published: AP 28.1 on val2017 after 140 epochs (xingyizhou/CenterNet, MODEL_ZOO: ctdet_coco_resdcn18). Not run
     here.
     Settings are those of its script: Adam 1.25e-4 for batches of 32, a tenth of the rate after epochs 90 and 120, no
-    decay, 512x512 pixels. Other than there, images are enlarged and shrunk by 0.6 to 1.4 around no random point but
-    where the crop falls, colours change by up to 0.4 without the noise along principal axes, and crowds are left out.
+    decay, random crops of 0.6 to 1.3 times the image's size, 512x512 pixels. Other than there, crops that reach over
+    the image move it into the corner of the batch's square, colours change by up to 0.4 without the noise along
+    principal axes, and crowds are left out.
     Evaluation fits each image into the same square; the published figure is of images of their own size.
     Start: torchvision's ResNet-18, which is fetched once; --init resnet18:FILE names one that is there.
     """
@@ -24,9 +25,8 @@ def coco_centernet_r18() -> DetectionConfig:
         task=CENTERNET_LOSS,
         data=DetectionDataConfig(
             kind="coco",
-            transform="lsj",
+            transform="shifted",
             size=(512, 512),
-            jitter=(0.6, 1.4),
             flip=0.5,
             color_jitter=0.4,
             max_objects=128,

@@ -26,7 +26,7 @@ def coco_vitdet_b() -> DetectionConfig:
         optimizer=OptimizerConfig(
             learning_rate=1e-4,
             weight_decay=0.1,
-            weight_decays={r"position|relative": 0.0},
+            weight_decays={r"backbone\.position": 0.0},
             clip_norm=1.0,
             layer_decay=0.7,
         ),

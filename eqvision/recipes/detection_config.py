@@ -55,9 +55,10 @@ class DetectionDataConfig:
     """Split to evaluate on."""
     length: int | None = None
     """digits: number of training scenes; None takes 4096."""
-    transform: Literal["detr", "resize", "lsj", "fixed"] = "fixed"
+    transform: Literal["detr", "resize", "lsj", "shifted", "fixed"] = "fixed"
     """detr: multi-scale with crops. resize: multi-scale without. lsj: large-scale jitter, which keeps the shape of
-    images and pads. fixed: both sides to the size. Each with `flip`."""
+    images and pads. shifted: CenterNet's crops of many sizes and places. fixed: both sides to the size. Each with
+    `flip`."""
     size: tuple[int, int] = (320, 320)
     """Height and width of the batch's images; detr, resize: of the largest bucket, which holds every scale."""
     scales: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)

@@ -11,6 +11,7 @@ from eqvision.segmenters.sam.automatic import (
 from eqvision.segmenters.sam.images import Geometry, geometry, prepare_image, resize_logits, resize_masks, to_input
 from eqvision.segmenters.sam.model import SAM, choose_masks, sam, sam_vit_b, sam_vit_h, sam_vit_l
 from eqvision.segmenters.sam.predictor import NoImageError, PredictedMasks, Predictor, SmallMasks
+from eqvision.segmenters.sam.rounds import Rounds, error_points, first_prompts, train_rounds
 
 __all__ = [
     "SAM",
@@ -20,10 +21,13 @@ __all__ = [
     "NoImageError",
     "PredictedMasks",
     "Predictor",
+    "Rounds",
     "SmallMasks",
     "choose_masks",
     "crop_boxes",
+    "error_points",
     "find_masks",
+    "first_prompts",
     "geometry",
     "point_grid",
     "prepare_image",
@@ -35,4 +39,5 @@ __all__ = [
     "sam_vit_l",
     "stability_score",
     "to_input",
+    "train_rounds",
 ]

@@ -41,7 +41,7 @@ class Predictor:
 
     Prompts go through the decoder ``prompts_per_batch`` at a time, each with room for ``max_points`` points; both are
     filled up, so that one program serves prompts of every kind and number. Memory grows with ``prompts_per_batch``
-    (about 15 MB each for published sizes), and time with it where fewer prompts come.
+    (about 20 MB each for published sizes), and time with it where fewer prompts come.
     """
 
     def __init__(self, model: SAM, state: eqx.nn.State, *, prompts_per_batch: int = 8, max_points: int = 8):
