@@ -19,7 +19,7 @@ Made = tuple[Path, Any]  # the file, and what the reference gives: an array, or 
 
 
 # Layouts whose rules are compared by name alone, in tests/test_pretrained_*.py: Scenic's DETR, CenterNet, detectron2
-# and mmdet are in no package that installs, and the others differ from measured ones in the names of the backbone alone.
+# and mmdet are in no package that installs, and the others differ from measured ones in the backbone's names alone.
 NAMES_ONLY = (
     "centernet_dla", "centernet_hourglass", "centernet_resnet", "detectron2_rcnn", "detectron2_vitdet",
     "mmdet_rcnn", "torchvision_rcnn",

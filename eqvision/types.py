@@ -9,6 +9,8 @@ Tokens = Float[Array, "b n d"]
 Features = tuple[Float[Array, "b _ _ _"], ...]  # a pyramid: channels last, fine to coarse
 Labels = Num[Array, "b ..."]  # what shape fits is for losses and metrics to say, in words
 
+IGNORE_LABEL = 255  # of pixels that are void or padding: no loss is taken of them, and no figure counts them
+
 
 class ClassificationBatch(NamedTuple):
     """One batch (numpy on the host, jax on the device) of images with what is to be predicted from each.
@@ -78,6 +80,21 @@ class DetectionBatch(NamedTuple):
     size: Int[Array, "b 2"]
     original_size: Int[Array, "b 2"]
     targets: DetectionTargets
+    weights: Float[Array, " b"]
+    indices: Int[Array, " b"]
+
+
+class SegmentationBatch(NamedTuple):
+    """One batch (numpy on the host, jax on the device) of images with a class for each pixel.
+
+    ``labels`` are class indices at the size of the images, ``IGNORE_LABEL`` where a pixel is void or padding. The other
+    fields are those of ``DetectionBatch``: images lie at the top left, and ``size`` is what of them is no padding.
+    """
+
+    images: UInt8[Array, "b h w c"]
+    labels: Int[Array, "b h w"]
+    size: Int[Array, "b 2"]
+    original_size: Int[Array, "b 2"]
     weights: Float[Array, " b"]
     indices: Int[Array, " b"]
 

@@ -42,6 +42,7 @@ from eqvision.detectors import (
 from eqvision.layers import Implementation, Remat
 from eqvision.models import Model
 from eqvision.names import nearest
+from eqvision.segmenters import unet
 
 # What google-research/vision_transformer and big_vision do otherwise than timm.
 augreg = partial(vit_classifier, activation="gelu_tanh", zero_head=True)
@@ -217,7 +218,16 @@ DETECTORS: dict[str, Callable[..., Model]] = {
     "centernet_hourglass104": centernet_hourglass104,
 }
 
-Kind = Literal["classifier", "detector"]
+SEGMENTERS: dict[str, Callable[..., Model]] = {
+    # milesial/Pytorch-UNet's
+    "unet": unet,
+    # Ronneberger et al. 2015, figure 1; reflects images of any size as in figure 2
+    "unet_paper": partial(unet, norm="none", border="valid"),
+    # for processors, of our own making: 6.5 G multiply-adds for 352x480 pixels, where unet has 124 G
+    "unet_small": partial(unet, width=32, stem_stride=2, up="bilinear"),
+}
+
+Kind = Literal["classifier", "detector", "segmenter"]
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False, kind: Kind = "classifier") -> list[str]:
@@ -227,7 +237,8 @@ def list_models(pattern: str = "*", *, pretrained: bool = False, kind: Kind = "c
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind {kind!r} of model is unknown; choose from {get_args(Kind)}")
-    names = sorted(fnmatch.filter(MODELS if kind == "classifier" else DETECTORS, pattern))
+    table = {"classifier": MODELS, "detector": DETECTORS, "segmenter": SEGMENTERS}[kind]
+    names = sorted(fnmatch.filter(table, pattern))
     if not pretrained:
         return names
     from eqvision.pretrained.cards import cards  # which comes after the zoo
@@ -251,8 +262,9 @@ def create(
 ) -> tuple[Any, eqx.nn.State]:
     """A freshly initialised model of the zoo and its state (running statistics; empty for models without).
 
-    It is a ``Classifier``, or a detector such as ``DETR``. ``num_classes`` None: the 1000 of ImageNet for a classifier,
-    the row's for a detector, such as the 91 ids of COCO (a class for no object comes on top of them).
+    It is a ``Classifier``, a detector such as ``DETR``, or a segmenter such as ``UNet``. ``num_classes`` None: the 1000
+    of ImageNet for a classifier, the row's for the others, such as the 91 ids of COCO for a detector (a class for no
+    object comes on top of them).
     ``image_size`` matters to models with learned positions; networks of convolutions take any size. The
     options from ``dropout`` on are passed to models that have them.
 
@@ -271,7 +283,9 @@ def row_of(name: str) -> Callable[..., Model]:
         return MODELS[name]
     if name in DETECTORS:
         return DETECTORS[name]
-    raise nearest(name, [*MODELS, *DETECTORS], "model")
+    if name in SEGMENTERS:
+        return SEGMENTERS[name]
+    raise nearest(name, [*MODELS, *DETECTORS, *SEGMENTERS], "model")
 
 
 def default_classes(name: str) -> int:
@@ -280,12 +294,14 @@ def default_classes(name: str) -> int:
 
 
 def require_classifier(name: str) -> None:
-    """Raise ValueError for a detector, where only classifiers are of use; unknown names are for ``builder``."""
+    """Raise ValueError for other models, where only classifiers are of use; unknown names are for ``builder``."""
     if name in DETECTORS:
         raise ValueError(
             f"model {name!r} is a detector, and this takes image classifiers (eqvision list); "
             "docs/detection.md says what there is for detectors"
         )
+    if name in SEGMENTERS:
+        raise ValueError(f"model {name!r} is a segmenter, and this takes image classifiers (eqvision list)")
 
 
 def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:

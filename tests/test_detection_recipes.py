@@ -211,7 +211,7 @@ def test_models_that_do_not_fit_are_refused(coco):
     said = refused(with_model(name="mask_rcnn_small", num_queries=None, dropout=None))
     assert "is an R-CNN, and this recipe is for detectors of DETR's kind. Recipes for R-CNNs: instances" in said
     said = refused(dataclasses.replace(with_model(num_queries=None, dropout=None), task=CONFIGS["instances"].task))
-    assert "is of DETR's kind, and this recipe is for R-CNNs" in said
+    assert "is of DETR's kind, and this recipe is for R-CNNs and CenterNet2" in said
     with pytest.raises(ValueError, match=r"are frozen, so it needs weights to begin with: --init resnet50"):
         eqx.filter_eval_shape(detection_problem(with_model(norm="frozen")).build)
 

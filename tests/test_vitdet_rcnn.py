@@ -122,7 +122,7 @@ def tiny_convnext(*, key):
 
 
 def tiny_swin(*, key):
-    return rcnn_swin_fpn(SwinSize(8, (1, 1, 1, 1), (1, 1, 2, 2)), 4, **TINY, key=key)
+    return rcnn_swin_fpn(SwinSize(8, (2, 2, 2, 2), (1, 1, 2, 2)), 4, **TINY, key=key)
 
 
 def inputs_of(height, width):

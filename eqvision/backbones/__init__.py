@@ -11,6 +11,7 @@ from eqvision.backbones.mixer import MIXER_SIZES, Mixer, MixerSize, mixer
 from eqvision.backbones.resnet import ResNet, resnet, resnet_cifar
 from eqvision.backbones.small import MLPBackbone, SmallCNN, mlp, small_cnn
 from eqvision.backbones.swin import SWIN_SIZES, SwinSize, SwinTransformer, swin
+from eqvision.backbones.unet import DoubleConv, UNetEncoder, legal_side, lost_pixels
 from eqvision.backbones.vit import SIZES, VisionTransformer, ViTSize, vit
 from eqvision.backbones.vitdet import VitDet, position_grid, vitdet, vitdet_b, vitdet_h, vitdet_l
 
@@ -27,6 +28,7 @@ __all__ = [
     "ConvNeXt",
     "ConvNeXtSize",
     "DLASize",
+    "DoubleConv",
     "HourglassSize",
     "HybridViT",
     "MLPBackbone",
@@ -37,6 +39,7 @@ __all__ = [
     "StackedHourglass",
     "SwinSize",
     "SwinTransformer",
+    "UNetEncoder",
     "ViTSize",
     "VisionTransformer",
     "VitDet",
@@ -48,7 +51,9 @@ __all__ = [
     "dla",
     "hourglass_104",
     "hybrid_vit",
+    "legal_side",
     "legal_size",
+    "lost_pixels",
     "mixer",
     "mlp",
     "position_grid",

@@ -16,7 +16,7 @@ class ListOptions:
     """Shell pattern, quoted: 'vit*'."""
     pretrained: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """A table of published weights; the first of each model is what --weights and eqvision.load take by default."""
-    kind: Literal["classifier", "detector"] = "classifier"
+    kind: Literal["classifier", "detector", "segmenter"] = "classifier"
     """Which models."""
 
 

@@ -1,7 +1,7 @@
 """StableHLO programs by ``jax.export``, with the parameters inside, for any batch size.
 
-Classifiers: ``images -> logits``. Detectors: ``images, size -> boxes, scores, labels``, all but DETR one image after the
-other; masks are left out.
+Classifiers: ``images -> logits``. Detectors: ``images, size -> boxes, scores, labels``, all but DETR one image after
+the other; masks are left out.
 """
 
 import hashlib

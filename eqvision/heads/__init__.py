@@ -9,6 +9,7 @@ from eqvision.heads.per_layer import PerLayerHead
 from eqvision.heads.roi_box import RoIBoxHead
 from eqvision.heads.roi_mask import RoIMaskHead
 from eqvision.heads.rpn import RPNHead, RPNOutputs
+from eqvision.heads.segmentation import PixelHead
 from eqvision.heads.set_prediction import BoxMLP, MaskInputs, PanopticMaskHead, SetPredictionHead
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "NormPoolHead",
     "NormedMapHead",
     "PanopticMaskHead",
+    "PixelHead",
     "PerLayerHead",
     "RPNHead",
     "RPNOutputs",

@@ -67,7 +67,8 @@ class CenterHead(eqx.Module):
 
         def outputs(branch: MapBranch) -> Float[Array, "l b h w o"]:
             each = (jax.tree.map(lambda leaf, i=i: leaf[i], branch) for i in range(self.stacks))
-            return jnp.stack([part(x) for part, x in zip(each, features[-self.stacks :], strict=True)])
+            maps = jnp.stack([part(x) for part, x in zip(each, features[-self.stacks :], strict=True)])
+            return maps.astype(jnp.float32)  # places and losses are not for half precision
 
         return CenterPredictions(outputs(self.heatmap), outputs(self.size), outputs(self.offset))
 

@@ -7,6 +7,7 @@ from eqvision.necks.dla_up import DLAUp
 from eqvision.necks.fpn import FPN, Dialect, Extra, caffe2_xavier, upsample_to
 from eqvision.necks.map_norms import NormedMaps
 from eqvision.necks.simple_pyramid import SimplePyramid
+from eqvision.necks.unet import UNetDecoder, Upsampling
 
 __all__ = [
     "FPN",
@@ -18,6 +19,8 @@ __all__ = [
     "Extra",
     "NormedMaps",
     "SimplePyramid",
+    "UNetDecoder",
+    "Upsampling",
     "caffe2_xavier",
     "check_features",
     "check_levels",

@@ -177,7 +177,7 @@ def _other_windows(
 def _fresh(
     build: Build,
     sizes: Sizes,
-    model: Model,
+    model: Any,  # a Model, with a head unless the layout has class_layers
     state: eqx.nn.State,
     leaves: Mapping[str, np.ndarray],
     layout: Layout,

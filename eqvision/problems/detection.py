@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from eqvision.counting import count
 from eqvision.data.detection import DetectionStream, detection_eval_stream, detection_train_stream, normalize_padded
-from eqvision.detectors import RCNN, CenterNet
+from eqvision.detectors import RCNN, CenterNet, CenterNet2
 from eqvision.keys import StepKeys
 from eqvision.layers import FrozenBatchNorm
 from eqvision.losses import CenterNetConfig, RCNNLossConfig, SetPredictionConfig
@@ -33,7 +33,7 @@ from eqvision.zoo import DETECTORS, MODELS, builder
 
 TRAINED_BY = {
     SetPredictionConfig: "detectors of DETR's kind",
-    RCNNLossConfig: "R-CNNs",
+    RCNNLossConfig: "R-CNNs and CenterNet2",
     CenterNetConfig: "CenterNets",
 }
 OTHER_RECIPES = (
@@ -190,16 +190,27 @@ def choose_family(config: DetectionConfig) -> Family:
     """Raises ValueError where the recipe's loss is not for the model."""
     model, _ = eqx.filter_eval_shape(lambda: build_detector(config, 1))
     task = config.task
-    if isinstance(task, RCNNLossConfig) and isinstance(model, RCNN):
+    if isinstance(task, RCNNLossConfig) and isinstance(model, (RCNN, CenterNet2)):
+        _check_divisor(config, model)
         return RCNNFamily(task, model.dialect.paste if model.mask_head is not None else None)
     if isinstance(task, CenterNetConfig) and isinstance(model, CenterNet):
         return CenterNetFamily(task)
-    if isinstance(task, SetPredictionConfig) and not isinstance(model, (RCNN, CenterNet)):
+    if isinstance(task, SetPredictionConfig) and not isinstance(model, (RCNN, CenterNet2, CenterNet)):
         return SetPredictionFamily(task)
-    kind = {RCNN: "an R-CNN", CenterNet: "a CenterNet"}.get(type(model), "of DETR's kind")
+    kind = {RCNN: "an R-CNN", CenterNet2: "a CenterNet2", CenterNet: "a CenterNet"}.get(type(model), "of DETR's kind")
     raise ValueError(
         f"--model.name {config.model.name} is {kind}, and this recipe is for {TRAINED_BY[type(task)]}. {OTHER_RECIPES}"
     )
+
+
+def _check_divisor(config: DetectionConfig, model: RCNN | CenterNet2) -> None:
+    """A CenterNet2 draws no anchors, so nothing may be divided by their number."""
+    assert isinstance(config.task, RCNNLossConfig)
+    if isinstance(model, CenterNet2) and config.task.anchors_per_image:
+        raise ValueError(
+            f"{config.model.name} has no anchors, and --task.anchors-per-image is {config.task.anchors_per_image}; "
+            "with the published weights of its loss: --task.anchors-per-image 0 --task.objectness-weight 0.5"
+        )
 
 
 def detection_problem(config: DetectionConfig) -> Detection:

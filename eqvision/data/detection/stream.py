@@ -85,12 +85,12 @@ def detection_train_stream(
     in the ``frames`` of the targets, which are the boxes. Cropped to a grid for training again, 112 lose little.
     Raises ValueError for values that do not fit and for images that no bucket holds, and what the source raises.
     """
-    local_size = _local_batch_size(source, batch_size, process_index, process_count, num_threads)
+    local_size = local_batch_size(source, batch_size, process_index, process_count, num_threads)
     if start_step < 0 or not 0 <= seed < 2**32:
         raise ValueError(f"start_step={start_step}, seed={seed}; expected start_step >= 0 and 0 <= seed < 2**32")
     shuffle_seed, transform_seed, window_seed = map(int, np.random.SeedSequence(seed).generate_state(3))
     order = TrainingOrder(
-        _shuffled(source, shuffle_seed),
+        shuffled_order(source, shuffle_seed),
         num_examples=len(source),
         batch_size=batch_size,
         seed=window_seed,
@@ -125,7 +125,7 @@ def detection_eval_stream(
     ``transform`` gets depends on the example alone. Every host sees the same number of batches and the same shapes.
     Raises as ``detection_train_stream`` does, for an image that no bucket holds before the first batch.
     """
-    local_size = _local_batch_size(source, batch_size, process_index, process_count, num_threads)
+    local_size = local_batch_size(source, batch_size, process_index, process_count, num_threads)
     steps = _evaluation_steps(source, batch_size, transform, buckets)
     collate = Collate(max_objects=max_objects, masks=masks, mask_crop=mask_crop, describe=source.describe)
     make = _Batch(source, transform, 0, collate, local_size)
@@ -162,14 +162,14 @@ def _part(rows: Rows, mine: slice) -> Rows:
     return rows._replace(positions=rows.positions[mine], indices=rows.indices[mine])
 
 
-def _shuffled(source: DetectionSource, seed: int) -> Callable[[int], int]:
+def shuffled_order(source: DetectionSource, seed: int) -> Callable[[int], int]:
     import grain
 
     indices = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
     return lambda position: cast(int, indices[position])
 
 
-def _generator(seed: int, position: int) -> np.random.Generator:
+def row_generator(seed: int, position: int) -> np.random.Generator:
     return np.random.default_rng([seed, position])
 
 
@@ -190,7 +190,7 @@ class _Sizes:
 
     def __call__(self, position: int, index: int) -> Size:
         height, width = self._sizes[index]
-        return cast(PlannedTransform, self._transform).output_size((height, width), _generator(self._seed, position))
+        return cast(PlannedTransform, self._transform).output_size((height, width), row_generator(self._seed, position))
 
 
 class _Batch:
@@ -208,8 +208,8 @@ class _Batch:
 
     def _example(self, position: int, index: int) -> DetectionExample:
         example = self._source[index]
-        with _naming(self._source, index):
-            return self._transform(example, _generator(self._seed, position))
+        with naming(self._source, index):
+            return self._transform(example, row_generator(self._seed, position))
 
     @functools.cached_property
     def _channels(self) -> int:
@@ -218,7 +218,7 @@ class _Batch:
 
 
 @contextlib.contextmanager
-def _naming(source: DetectionSource, index: int) -> Iterator[None]:
+def naming(source: DetectionSource, index: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -226,7 +226,7 @@ def _naming(source: DetectionSource, index: int) -> Iterator[None]:
         raise
 
 
-def _local_batch_size(
+def local_batch_size(
     source: DetectionSource, batch_size: int, process_index: int, process_count: int, num_threads: int
 ) -> int:
     if len(source) == 0:

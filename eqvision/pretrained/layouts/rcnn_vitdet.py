@@ -22,7 +22,7 @@ from eqvision.pretrained.rules import LINEAR, Rule, elementwise, split
 NET = "backbone.net"
 GLOBAL_ROWS = "backbone.global_blocks.attention.rows"
 BEHIND_CLASS_TOKEN = elementwise(
-    lambda x: position_grid(x, class_token=True),
+    lambda x: np.asarray(position_grid(x, class_token=True)),
     lambda x: np.concatenate([np.zeros_like(x[0, :1]), x.reshape(-1, x.shape[2])])[None],
 )
 
