@@ -85,7 +85,7 @@ def draw_objects(
     from PIL import Image, ImageDraw
 
     factor = max(1, math.ceil(least_side / max(image.shape[:2])))
-    pixels = _colored(image).repeat(factor, axis=0).repeat(factor, axis=1)
+    pixels = colored(image).repeat(factor, axis=0).repeat(factor, axis=1)
     colors, width = _colors(objects, class_names), max(2, round(max(pixels.shape) / 320))
     canvas = Image.fromarray(_blend(pixels, objects, colors, factor, max(1, width // 2)))
     draw, font = ImageDraw.Draw(canvas), _font(canvas.size)
@@ -131,7 +131,14 @@ def draw_samples(
         raise ValueError(f"{len(samples)} images in {columns} columns; expected at least one of each.")
     from PIL import Image
 
-    cells = [_cell(sample, class_names, least_side) for sample in samples]
+    sheet = sheet_of([_cell(sample, class_names, least_side) for sample in samples], columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(_headed(sheet, title) if title else sheet).save(path)
+    return path
+
+
+def sheet_of(cells: Sequence[UInt8[np.ndarray, "_ _ 3"]], columns: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Pictures row by row on white; columns and rows are as wide and high as their largest picture."""
     lines = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     widths = [max(line[k].shape[1] for line in lines if k < len(line)) for k in range(len(lines[0]))]
     heights = [max(cell.shape[0] for cell in line) for line in lines]
@@ -140,14 +147,12 @@ def draw_samples(
         for column, cell in enumerate(line):
             y, x = GAP * (row + 1) + sum(heights[:row]), GAP * (column + 1) + sum(widths[:column])
             sheet[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(_headed(sheet, title) if title else sheet).save(path)
-    return path
+    return sheet
 
 
 def plot_precision_recall(result: CocoResult, path: Path, *, title: str = "") -> Path:
     """Left: the mean over classes at several overlaps. Right: the classes of most objects, at an overlap of 0.5."""
-    figure = _figure(12.0, 4.6)
+    figure = plots_figure(12.0, 4.6)
     left, right = figure.subplots(1, 2)
     known = np.flatnonzero(result.objects > 0)
     for threshold in (0.5, 0.75, 0.9, None):
@@ -169,7 +174,7 @@ def plot_precision_recall(result: CocoResult, path: Path, *, title: str = "") ->
 
 def plot_class_ap(result: CocoResult, path: Path, *, title: str = "") -> Path:
     """Bars of AP, and AP50 behind them, for each class with objects, best first; the best and worst 20 of many."""
-    figure = _figure(8.0, 1.6 + 0.26 * min(MOST_CLASSES, max(1, int((result.objects > 0).sum()))))
+    figure = plots_figure(8.0, 1.6 + 0.26 * min(MOST_CLASSES, max(1, int((result.objects > 0).sum()))))
     axes = figure.subplots()
     whole, half = 100 * result.class_ap(), 100 * result.class_ap(0.5)
     order = [k for k in np.argsort(-np.nan_to_num(whole, nan=-1.0), kind="stable") if result.objects[k] > 0]
@@ -206,7 +211,8 @@ def _order(objects: DrawnObjects) -> list[int]:
     return np.argsort(objects.scores, kind="stable").tolist()
 
 
-def _colored(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+def colored(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Red, green and blue, of a grey image too."""
     return np.repeat(image[..., :1], 3, axis=-1) if image.shape[-1] < 3 else image[..., :3]
 
 
@@ -299,7 +305,8 @@ def _font(size: tuple[int, int]) -> Any:
 # Sheets and plots
 
 
-def _figure(width: float, height: float) -> Any:
+def plots_figure(width: float, height: float) -> Any:
+    """An empty figure. Raises ImportError, which says what to install, without matplotlib."""
     try:
         return new_figure(width, height)
     except ModuleNotFoundError as error:
@@ -321,14 +328,19 @@ def _headed(sheet: UInt8[np.ndarray, "h w 3"], title: str) -> UInt8[np.ndarray, 
 
 def _cell(sample: Sample, class_names: Sequence[str], least_side: int) -> UInt8[np.ndarray, "height width 3"]:
     """The image with its objects under a line of text."""
+    return captioned(draw_objects(sample.image, sample.objects, class_names, least_side=least_side), sample.title)
+
+
+def captioned(pixels: UInt8[np.ndarray, "h w 3"], text: str) -> UInt8[np.ndarray, "height w 3"]:
+    """The picture under a line of text."""
     from PIL import Image, ImageDraw
 
-    drawn = Image.fromarray(draw_objects(sample.image, sample.objects, class_names, least_side=least_side))
+    drawn = Image.fromarray(pixels)
     font = _font(drawn.size)
     head = round(font.size) + 10
     sheet = Image.new("RGB", (drawn.width, drawn.height + head), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((0, 2), _fitting(draw, font, sample.title, drawn.width), font=font, fill="black")
+    draw.text((0, 2), _fitting(draw, font, text, drawn.width), font=font, fill="black")
     sheet.paste(drawn, (0, head))
     return np.asarray(sheet)
 

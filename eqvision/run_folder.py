@@ -14,7 +14,15 @@ from typing import Any
 import jax
 import yaml
 
-from eqvision.recipes import DetectionConfig, RunConfig, TrainConfig, difference, from_dict, to_dict
+from eqvision.recipes import (
+    DetectionConfig,
+    RunConfig,
+    SegmentationConfig,
+    TrainConfig,
+    difference,
+    from_dict,
+    to_dict,
+)
 
 Row = dict[str, int | float]  # one line of the metrics: the step, and values by name
 
@@ -39,7 +47,11 @@ HARMLESS = (
 )
 
 
-KINDS: dict[str, Any] = {"classification": TrainConfig, "detection": DetectionConfig}
+KINDS: dict[str, Any] = {
+    "classification": TrainConfig,
+    "detection": DetectionConfig,
+    "segmentation": SegmentationConfig,
+}
 
 
 class RunFolderError(RuntimeError):

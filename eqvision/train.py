@@ -28,10 +28,10 @@ from eqvision.loggers import Loggers, open_loggers
 from eqvision.mesh import BATCH, check_batch_size, make_mesh
 from eqvision.names import nearest
 from eqvision.optim import make_optimizer, make_schedule, parameter_table
-from eqvision.problems import Problem, classification_problem, detection_problem
+from eqvision.problems import Problem, make_problem
 from eqvision.profiling import Cost, StepTrace, describe_program, memory_errors, step_cost
 from eqvision.progress import Progress
-from eqvision.recipes import DetectionConfig, RunConfig, to_dict
+from eqvision.recipes import RunConfig, to_dict
 from eqvision.run_folder import MetricLog, RunFolder, versions
 from eqvision.sharding import sharding_table
 from eqvision.signals import StoppedError, StopSignals
@@ -72,7 +72,7 @@ def set_up(config: RunConfig) -> Setup:
     mesh = make_mesh(config.mesh)
     check_batch_size("loop.batch_size", config.loop.batch_size, mesh)
     check_batch_size("loop.eval_batch_size", config.loop.eval_batch_size, mesh)
-    problem = detection_problem(config) if isinstance(config, DetectionConfig) else classification_problem(config)
+    problem = make_problem(config)
     check_accumulation(config, mesh)
     per_epoch = steps_per_epoch(problem.source, config.loop.batch_size)
     total = max(1, round(config.loop.epochs * per_epoch))

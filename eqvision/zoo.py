@@ -42,7 +42,17 @@ from eqvision.detectors import (
 from eqvision.layers import Implementation, Remat
 from eqvision.models import Model
 from eqvision.names import nearest
-from eqvision.segmenters import unet
+from eqvision.segmenters import (
+    deeplabv3_resnet,
+    deeplabv3plus_resnet,
+    fcn_resnet,
+    setr_naive,
+    unet,
+    upernet_convnext,
+    upernet_resnet,
+    upernet_swin,
+    vit_segmenter,
+)
 
 # What google-research/vision_transformer and big_vision do otherwise than timm.
 augreg = partial(vit_classifier, activation="gelu_tanh", zero_head=True)
@@ -225,6 +235,31 @@ SEGMENTERS: dict[str, Callable[..., Model]] = {
     "unet_paper": partial(unet, norm="none", border="valid"),
     # for processors, of our own making: 6.5 G multiply-adds for 352x480 pixels, where unet has 124 G
     "unet_small": partial(unet, width=32, stem_stride=2, up="bilinear"),
+    # torchvision's
+    "fcn_r50": partial(fcn_resnet, 50),
+    "fcn_r101": partial(fcn_resnet, 101),
+    "deeplabv3_r50": partial(deeplabv3_resnet, 50),
+    "deeplabv3_r101": partial(deeplabv3_resnet, 101),
+    "deeplabv3plus_r50": partial(deeplabv3plus_resnet, 50),
+    "deeplabv3plus_r101": partial(deeplabv3plus_resnet, 101),
+    "segmenter_vit_ti16_linear": partial(vit_segmenter, "ti", 16, decoder="linear"),
+    "segmenter_vit_ti16_mask": partial(vit_segmenter, "ti", 16, decoder="mask"),
+    "segmenter_vit_s16_linear": partial(vit_segmenter, "s", 16, decoder="linear"),
+    "segmenter_vit_s16_mask": partial(vit_segmenter, "s", 16, decoder="mask"),
+    "segmenter_vit_b16_linear": partial(vit_segmenter, "b", 16, decoder="linear"),
+    "segmenter_vit_b16_mask": partial(vit_segmenter, "b", 16, decoder="mask"),
+    "segmenter_vit_l16_linear": partial(vit_segmenter, "l", 16, decoder="linear"),
+    "segmenter_vit_l16_mask": partial(vit_segmenter, "l", 16, decoder="mask"),
+    "setr_naive_vit_b16": partial(setr_naive, "b", 16),
+    "setr_naive_vit_l16": partial(setr_naive, "l", 16),
+    "upernet_r50": partial(upernet_resnet, 50),
+    "upernet_r101": partial(upernet_resnet, 101),
+    "upernet_swin_t": partial(upernet_swin, "t"),
+    "upernet_swin_s": partial(upernet_swin, "s"),
+    "upernet_swin_b": partial(upernet_swin, "b"),
+    "upernet_convnext_tiny": partial(upernet_convnext, "tiny"),
+    "upernet_convnext_small": partial(upernet_convnext, "small"),
+    "upernet_convnext_base": partial(upernet_convnext, "base"),
 }
 
 Kind = Literal["classifier", "detector", "segmenter"]

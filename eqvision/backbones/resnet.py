@@ -186,6 +186,7 @@ def resnet(
     zero_scale: bool = True,
     norm: Norm = "batch",
     dilate_last: bool = False,
+    dilated_stages: int = 0,
     width: int = 64,
     key: PRNGKeyArray,
 ) -> ResNet:
@@ -195,6 +196,8 @@ def resnet(
     starts as its shortcut. ``norm="frozen"`` fixes all batch norms, scale and shift too, as detectors do.
     ``dilate_last`` is DETR's and Faster R-CNN's DC5: the last stage keeps the stride 16, and the 3x3 convolutions of
     all its blocks but the first have dilation 2, as ``replace_stride_with_dilation`` of torchvision.
+    ``dilated_stages`` says of how many stages at the end this is so: with 2, as FCN and DeepLabV3 have it, the stride
+    is 8, and the dilation 2 in the third stage's blocks and the fourth's first, and 4 in the fourth's others.
     ``width`` is that of the stem and the first stage; each further stage is twice as wide.
 
     Raises ValueError for another depth or norm, and for a dilated ResNet without bottlenecks, which torchvision
@@ -203,19 +206,24 @@ def resnet(
     if depth not in DEPTHS:
         raise ValueError(f"a ResNet of depth {depth} does not exist; choose from {', '.join(map(str, DEPTHS))}")
     blocks, bottleneck = DEPTHS[depth]
-    if dilate_last and not bottleneck:
+    dilated_stages = max(dilated_stages, int(dilate_last))
+    if dilated_stages and not bottleneck:
         raise ValueError(f"dilate_last needs a ResNet of bottlenecks (50, 101, 152), got depth {depth}")
+    if not 0 <= dilated_stages <= 3:
+        raise ValueError(f"dilated_stages counts strided stages from the end, of which there are 3; got {dilated_stages}")
     keys = iter(jax.random.split(key, sum(blocks) + 1))
     stem = ConvNorm(in_channels, width, 7, stride=2, norm=norm, key=next(keys))
-    stages, channels = [], width
+    stages, channels, before = [], width, 1
     for i, count in enumerate(blocks):
         inner, stage = width * 2**i, []
+        dilated = i >= len(blocks) - dilated_stages
+        after = 2 * before if dilated else before
         for j in range(count):
-            dilated = dilate_last and i == len(blocks) - 1
             stride = 2 if i and not j and not dilated else 1
-            dilation = 2 if dilated and j else 1
+            dilation = after if j else before
             stage.append(_imagenet_block(channels, inner, stride, bottleneck, zero_scale, norm, dilation, next(keys)))
             channels = stage[-1].out_channels
+        before = after
         stages.append(tuple(stage))
     return ResNet(stem, tuple(stages), pool_stem=True, in_channels=in_channels)
 

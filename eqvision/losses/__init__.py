@@ -45,6 +45,16 @@ from eqvision.losses.rcnn import (
 )
 from eqvision.losses.reduce import mask_rows, weighted_mean, weighted_sums
 from eqvision.losses.regression import absolute_error, huber, smooth_l1, squared_error
+from eqvision.losses.segmentation import (
+    CROSS_ENTROPY,
+    SegmentationCounts,
+    SegmentationLossConfig,
+    dice_loss,
+    lovasz_softmax,
+    rebalanced_weights,
+    segmentation_counts,
+    segmentation_loss,
+)
 from eqvision.losses.set_prediction import (
     DEFORMABLE_DETR_LOSS,
     DETR_LOSS,
@@ -57,6 +67,7 @@ from eqvision.losses.set_prediction import (
 __all__ = [
     "CENTERNET2_LOSS",
     "CENTERNET_LOSS",
+    "CROSS_ENTROPY",
     "DEFORMABLE_DETR_LOSS",
     "DETECTRON2_LOSS",
     "DETR_LOSS",
@@ -72,6 +83,8 @@ __all__ = [
     "PromptedMaskLosses",
     "RCNNCounts",
     "RCNNLossConfig",
+    "SegmentationCounts",
+    "SegmentationLossConfig",
     "SetPredictionConfig",
     "absolute_error",
     "box_cost",
@@ -81,10 +94,12 @@ __all__ = [
     "center_loss",
     "center_targets",
     "detr_loss",
+    "dice_loss",
     "focal_cost",
     "huber",
     "label_rows",
     "logit_distillation",
+    "lovasz_softmax",
     "mask_dice",
     "mask_focal",
     "mask_iou",
@@ -92,6 +107,9 @@ __all__ = [
     "prompted_mask_loss",
     "rcnn_counts",
     "rcnn_loss",
+    "rebalanced_weights",
+    "segmentation_counts",
+    "segmentation_loss",
     "sigmoid_cross_entropy",
     "sigmoid_focal",
     "smooth_l1",

@@ -20,7 +20,8 @@ float32 stops counting in ones. A metric over no examples is NaN, not 0.
 
 Host metrics. ``MeanAveragePrecision`` needs all scores at once and holds them in numpy: ``update(logits,
 labels, weights)`` per batch, ``merge(other)``, ``compute()``. So do ``CocoMetric``, which gathers objects and
-detections image by image for the figures of COCO and LVIS, and ``PanopticQuality``, which keeps sums for each class.
+detections image by image for the figures of COCO and LVIS, and ``PanopticQuality`` and ``SegmentationMetric``, which
+keep sums for each class; the latter takes those of a batch from the device, as ``pixel_confusion`` counts them.
 The function ``compute`` takes host and device metrics alike.
 """
 
@@ -38,6 +39,7 @@ from eqvision.metrics.coco import CocoMetric, frequency_groups
 from eqvision.metrics.coco_figures import CocoResult
 from eqvision.metrics.panoptic import PanopticQuality, Segment, ids_to_rgb, rgb_to_ids
 from eqvision.metrics.regression import mean_absolute_error, mean_squared_error
+from eqvision.metrics.segmentation import PixelConfusion, SegmentationMetric, pixel_confusion
 from eqvision.metrics.sums import Mean, Metric, all_reduce, compute, merge, zeros_like
 
 __all__ = [
@@ -49,7 +51,9 @@ __all__ = [
     "MeanAveragePrecision",
     "Metric",
     "PanopticQuality",
+    "PixelConfusion",
     "Segment",
+    "SegmentationMetric",
     "accuracy",
     "all_reduce",
     "average_precision",
@@ -61,6 +65,7 @@ __all__ = [
     "mean_absolute_error",
     "mean_squared_error",
     "merge",
+    "pixel_confusion",
     "precision_at_k",
     "recall",
     "rgb_to_ids",

@@ -177,7 +177,7 @@ class CocoMetric:
     def merge_hosts(self) -> "CocoMetric":
         """On each host, one accumulator over the images of all; every host must call it."""
         merged = self._holding({}, {})
-        for state in _all_hosts(pickle.dumps((self._options, self._truths, self._found))):
+        for state in all_hosts(pickle.dumps((self._options, self._truths, self._found))):
             options, truths, found = pickle.loads(state)
             _check_same(self._options, options)
             merged = merged.merge(self._holding(truths, found))
@@ -275,7 +275,7 @@ def _for_each(masks: Iterable[Iterable[Any]] | None, count: int) -> Iterator[Ite
             ) from None
 
 
-def _all_hosts(state: bytes) -> list[bytes]:
+def all_hosts(state: bytes) -> list[bytes]:
     """The bytes of every host, in their order. What is gathered must have one shape, so the shorter are padded."""
     from jax.experimental.multihost_utils import process_allgather
 

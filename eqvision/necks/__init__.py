@@ -6,6 +6,7 @@ from eqvision.necks.deconv_up import DeconvUp
 from eqvision.necks.dla_up import DLAUp
 from eqvision.necks.fpn import FPN, Dialect, Extra, caffe2_xavier, upsample_to
 from eqvision.necks.map_norms import NormedMaps
+from eqvision.necks.map_of_patches import MapNorms, PatchMap
 from eqvision.necks.simple_pyramid import SimplePyramid
 from eqvision.necks.unet import UNetDecoder, Upsampling
 
@@ -17,7 +18,9 @@ __all__ = [
     "DeconvUp",
     "Dialect",
     "Extra",
+    "MapNorms",
     "NormedMaps",
+    "PatchMap",
     "SimplePyramid",
     "UNetDecoder",
     "Upsampling",

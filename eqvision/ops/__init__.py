@@ -1,5 +1,6 @@
 """Pure functions without parameters."""
 
+from eqvision.ops.adaptive_pool import adaptive_average_pool
 from eqvision.ops.anchors import (
     ANCHOR_RULES,
     AnchorRule,
@@ -62,6 +63,14 @@ from eqvision.ops.nms import CLASS_RULES, Selection, nms, select_best
 from eqvision.ops.resize import resize_images
 from eqvision.ops.roi_align import LevelRule, RoIFeatures, fpn_levels, roi_align
 from eqvision.ops.samplers import Sample, drawn_rows, sample_balanced
+from eqvision.ops.sliding_window import (
+    Predict,
+    multi_scale,
+    restored_logits,
+    sliding_window,
+    sliding_window_on_host,
+    window_starts,
+)
 from eqvision.ops.soft_nms import matrix_nms, soft_nms
 from eqvision.ops.torch_resize import resize_bicubic, resize_bilinear, resize_nearest
 
@@ -84,10 +93,12 @@ __all__ = [
     "Matcher",
     "PasteRule",
     "Peaks",
+    "Predict",
     "RadiusRule",
     "RoIFeatures",
     "Sample",
     "Selection",
+    "adaptive_average_pool",
     "anchor_grid",
     "anchors_on_image",
     "assign_by_iou",
@@ -118,6 +129,7 @@ __all__ = [
     "matched_boxes",
     "matcher_by_name",
     "matrix_nms",
+    "multi_scale",
     "multi_scale_deformable_sampling",
     "nms",
     "pairwise_giou",
@@ -132,16 +144,20 @@ __all__ = [
     "resize_bilinear",
     "resize_images",
     "resize_nearest",
+    "restored_logits",
     "roi_align",
     "sample_balanced",
     "scipy_assignment",
     "select_best",
     "sinkhorn",
+    "sliding_window",
+    "sliding_window_on_host",
     "soft_nms",
     "strides_of",
     "top_peaks",
     "vary_like",
     "varying_axes",
+    "window_starts",
     "xywh_to_xyxy",
     "xyxy_to_cxcywh",
     "xyxy_to_xywh",

@@ -1,7 +1,19 @@
 """Kinds of work that the loop does: their data, model, loss and evaluation, from a configuration."""
 
+from eqvision.problems.choose import make_problem
 from eqvision.problems.classification import Classification, classification_problem
 from eqvision.problems.detection import Detection, detection_problem
 from eqvision.problems.problem import Counts, Problem
+from eqvision.problems.segmentation import Segmentation, segmentation_problem
 
-__all__ = ["Classification", "Counts", "Detection", "Problem", "classification_problem", "detection_problem"]
+__all__ = [
+    "Classification",
+    "Counts",
+    "Detection",
+    "Problem",
+    "Segmentation",
+    "classification_problem",
+    "detection_problem",
+    "make_problem",
+    "segmentation_problem",
+]

@@ -14,7 +14,6 @@ from eqvision.counting import count
 from eqvision.data.detection import DetectionStream, detection_eval_stream, detection_train_stream, normalize_padded
 from eqvision.detectors import RCNN, CenterNet, CenterNet2
 from eqvision.keys import StepKeys
-from eqvision.layers import FrozenBatchNorm
 from eqvision.losses import CenterNetConfig, RCNNLossConfig, SetPredictionConfig
 from eqvision.metrics import Mean, all_reduce
 from eqvision.names import nearest
@@ -23,6 +22,7 @@ from eqvision.problems.centernet import CenterNetFamily
 from eqvision.problems.detection_data import check_splits, eval_plan, load_detection, train_plan
 from eqvision.problems.detection_evaluator import DetectionEvaluation, DetectionEvaluator
 from eqvision.problems.family import Family
+from eqvision.problems.frozen import check_frozen
 from eqvision.problems.problem import Counts
 from eqvision.problems.rcnn import RCNNFamily
 from eqvision.problems.set_prediction import SetPredictionFamily
@@ -55,11 +55,7 @@ class Detection:
     def build(self) -> tuple[Any, eqx.nn.State]:
         """Raises ValueError for frozen batch norms without weights to begin with: they would do nothing for good."""
         model, stats = build_detector(self.config, self.num_classes)
-        if not self.config.init and _has_frozen_norms(model):
-            raise ValueError(
-                f"the batch norms of the backbone of {self.config.model.name} are frozen, so it needs weights to begin "
-                "with: --init resnet50:torchvision_v1 or --init RUN; or train the norms: --model.norm batch"
-            )
+        check_frozen(model, self.config.model.name, self.config.init)
         return model, stats
 
     def forward_macs(self) -> int:
@@ -166,13 +162,6 @@ def build_detector(config: DetectionConfig, num_classes: int) -> tuple[Any, eqx.
         in_channels=model.in_channels,
         key=jax.random.fold_in(jax.random.key(config.seed), 0),
     )
-
-
-def _has_frozen_norms(model: Any) -> bool:
-    def frozen(node: object) -> bool:
-        return isinstance(node, FrozenBatchNorm)
-
-    return any(frozen(node) for node in jax.tree.leaves(model, is_leaf=frozen))
 
 
 def require_detector(name: str) -> None:

@@ -1,5 +1,6 @@
 """Recipes: functions that return the configuration of a run. ``RECIPES`` is the whole registry."""
 
+from eqvision.recipes.camvid_unet import camvid_unet
 from eqvision.recipes.coco_centernet import coco_centernet_r18
 from eqvision.recipes.coco_deformable_detr import coco_deformable_detr_r50
 from eqvision.recipes.coco_detr import coco_detr_r50
@@ -25,15 +26,18 @@ from eqvision.recipes.detection_config import DetectionConfig, DetectionDataConf
 from eqvision.recipes.digits import digits
 from eqvision.recipes.digits_detr import digits_detr
 from eqvision.recipes.digits_mask_rcnn import digits_mask_rcnn
+from eqvision.recipes.digits_segmentation import digits_segmentation
 from eqvision.recipes.folder import arrays, folder
 from eqvision.recipes.instances import instances
+from eqvision.recipes.segmentation_config import SegmentationConfig, SegmentationDataConfig, SegmenterConfig
 from eqvision.recipes.serialise import difference, from_dict, overlay, to_dict
 
-RunConfig = TrainConfig | DetectionConfig
+RunConfig = TrainConfig | DetectionConfig | SegmentationConfig
 """What the loop runs."""
 
 RECIPES = {
     "arrays": arrays,
+    "camvid_unet": camvid_unet,
     "coco_centernet_r18": coco_centernet_r18,
     "coco_deformable_detr_r50": coco_deformable_detr_r50,
     "coco_detr_r50": coco_detr_r50,
@@ -44,6 +48,7 @@ RECIPES = {
     "digits": digits,
     "digits_detr": digits_detr,
     "digits_mask_rcnn": digits_mask_rcnn,
+    "digits_segmentation": digits_segmentation,
     "folder": folder,
     "instances": instances,
 }
@@ -65,9 +70,13 @@ __all__ = [
     "OptimizerConfig",
     "RunConfig",
     "ScheduleConfig",
+    "SegmentationConfig",
+    "SegmentationDataConfig",
+    "SegmenterConfig",
     "TaskConfig",
     "TrainConfig",
     "arrays",
+    "camvid_unet",
     "coco_centernet_r18",
     "coco_deformable_detr_r50",
     "coco_detr_r50",
@@ -79,6 +88,7 @@ __all__ = [
     "digits",
     "digits_detr",
     "digits_mask_rcnn",
+    "digits_segmentation",
     "folder",
     "from_dict",
     "instances",

@@ -32,13 +32,15 @@ class Segmenter(eqx.Module):
     """Composition without logic: backbone -> neck (if any) -> head -> logits at the size of the images.
 
     Logits are enlarged bilinearly, the outer edges of the map on those of the image (torch's ``align_corners=False``).
-    ``auxiliary`` are further heads that read the backbone's features, for the loss in training only.
+    ``auxiliary`` are further heads that read what ``head`` reads, for the loss in training only. Images whose sides are
+    no multiples of ``multiple`` are filled with zeros at the bottom and at the right, and the logits there cut off.
     """
 
     backbone: Backbone
     neck: Neck | None
     head: SegmentationHead
     auxiliary: tuple[SegmentationHead, ...] = ()
+    multiple: int = eqx.field(static=True, default=1)
 
     def __call__(
         self,
@@ -50,8 +52,8 @@ class Segmenter(eqx.Module):
     ) -> tuple[Float[Array, "b h w k"], eqx.nn.State]:
         """Logits of each pixel. Padding is not masked on the way: the loss and the metrics leave it out."""
         images = bare_images(inputs)
-        features, state = self.backbone(images, state, train=train, key=fold(key, 0))
-        return self._logits(features, images.shape[1:3], state, train=train, key=key)
+        features, state = self._features(images, state, train=train, key=key)
+        return self._logits(self.head, features, images.shape[1:3], state, train=train, key=fold(key, 2))
 
     def with_auxiliary(
         self,
@@ -63,23 +65,33 @@ class Segmenter(eqx.Module):
     ) -> tuple[tuple[Float[Array, "b h w k"], ...], eqx.nn.State]:
         """The logits, and behind them those of each auxiliary head, all at the size of the images."""
         images = bare_images(inputs)
-        size = images.shape[1:3]
-        features, state = self.backbone(images, state, train=train, key=fold(key, 0))
-        logits, state = self._logits(features, size, state, train=train, key=key)
-        outputs = [logits]
-        for number, head in enumerate(self.auxiliary):
-            logits, state = head(features, state, train=train, key=fold(key, 3 + number))
-            outputs.append(resized_logits(logits, size))
+        features, state = self._features(images, state, train=train, key=key)
+        outputs = []
+        for number, head in enumerate((self.head, *self.auxiliary)):
+            each = fold(key, 2 + number)
+            logits, state = self._logits(head, features, images.shape[1:3], state, train=train, key=each)
+            outputs.append(logits)
         return tuple(outputs), state
 
     def intermediates(
         self, inputs: PaddedImages | Images, state: eqx.nn.State, layers: tuple[int, ...]
     ) -> tuple[Float[Array, "..."] | TokenFeatures, ...]:
         """Features of the backbone's ``layers``."""
-        return self.backbone.intermediates(bare_images(inputs), state, layers)
+        return self.backbone.intermediates(filled_up(bare_images(inputs), self.multiple), state, layers)
+
+    def _features(
+        self, images: Images, state: eqx.nn.State, *, train: bool, key: PRNGKeyArray | None
+    ) -> tuple[Features | TokenFeatures, eqx.nn.State]:
+        """What the heads read."""
+        filled = filled_up(images, self.multiple)
+        features, state = self.backbone(filled, state, train=train, key=fold(key, 0))
+        if self.neck is not None:
+            features, state = self.neck(features, state, train=train, key=fold(key, 1))
+        return features, state
 
     def _logits(
         self,
+        head: SegmentationHead,
         features: Features | TokenFeatures,
         size: tuple[int, ...],
         state: eqx.nn.State,
@@ -87,15 +99,20 @@ class Segmenter(eqx.Module):
         train: bool,
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "b h w k"], eqx.nn.State]:
-        if self.neck is not None:
-            features, state = self.neck(features, state, train=train, key=fold(key, 1))
-        logits, state = self.head(features, state, train=train, key=fold(key, 2))
-        return resized_logits(logits, size), state
+        logits, state = head(features, state, train=train, key=key)
+        filled = tuple(-(-side // self.multiple) * self.multiple for side in size)
+        return resized_logits(logits, filled)[:, : size[0], : size[1]], state
 
 
 def bare_images(inputs: PaddedImages | Images) -> Images:
     """The array of images, padded or not."""
     return inputs.images if isinstance(inputs, PaddedImages) else inputs
+
+
+def filled_up(images: Images, multiple: int) -> Float[Array, "b h2 w2 c"]:
+    """Images with zeros at the bottom and at the right, to sides that ``multiple`` divides."""
+    more = [-side % multiple for side in images.shape[1:3]]
+    return jnp.pad(images, ((0, 0), (0, more[0]), (0, more[1]), (0, 0))) if any(more) else images
 
 
 def resized_logits(logits: Float[Array, "b h w k"], size: tuple[int, ...]) -> Float[Array, "b h2 w2 k"]:

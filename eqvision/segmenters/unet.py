@@ -45,9 +45,7 @@ class UNet(eqx.Module):
             return logits[:, : size[0], : size[1]], state
         return resized_logits(logits, size), state
 
-    def intermediates(
-        self, inputs: PaddedImages | Images, state: eqx.nn.State, layers: tuple[int, ...]
-    ) -> Features:
+    def intermediates(self, inputs: PaddedImages | Images, state: eqx.nn.State, layers: tuple[int, ...]) -> Features:
         """Maps of the contracting path's levels ``layers``."""
         return self.backbone.intermediates(bare_images(inputs), state, layers)
 

@@ -7,7 +7,7 @@ leaves them out of its examples (``CocoDetection`` does), and evaluation reads t
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -162,7 +162,8 @@ def _part(rows: Rows, mine: slice) -> Rows:
     return rows._replace(positions=rows.positions[mine], indices=rows.indices[mine])
 
 
-def shuffled_order(source: DetectionSource, seed: int) -> Callable[[int], int]:
+def shuffled_order(source: Sized, seed: int) -> Callable[[int], int]:
+    """Position -> index in the endless sequence that is reshuffled epoch by epoch."""
     import grain
 
     indices = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
@@ -170,6 +171,7 @@ def shuffled_order(source: DetectionSource, seed: int) -> Callable[[int], int]:
 
 
 def row_generator(seed: int, position: int) -> np.random.Generator:
+    """What a transform draws from."""
     return np.random.default_rng([seed, position])
 
 
@@ -208,7 +210,7 @@ class _Batch:
 
     def _example(self, position: int, index: int) -> DetectionExample:
         example = self._source[index]
-        with naming(self._source, index):
+        with naming(self._source.describe, index):
             return self._transform(example, row_generator(self._seed, position))
 
     @functools.cached_property
@@ -218,17 +220,17 @@ class _Batch:
 
 
 @contextlib.contextmanager
-def naming(source: DetectionSource, index: int) -> Iterator[None]:
+def naming(describe: Callable[[int], str], index: int) -> Iterator[None]:
+    """An error inside gets a note that names the example."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"while transforming {source.describe(index)}")
+        error.add_note(f"while transforming {describe(index)}")
         raise
 
 
-def local_batch_size(
-    source: DetectionSource, batch_size: int, process_index: int, process_count: int, num_threads: int
-) -> int:
+def local_batch_size(source: Sized, batch_size: int, process_index: int, process_count: int, num_threads: int) -> int:
+    """The rows of one host. Raises ValueError for values that do not fit and for a source without examples."""
     if len(source) == 0:
         raise ValueError("the source is empty: nothing to stream")
     if not 0 <= process_index < process_count:

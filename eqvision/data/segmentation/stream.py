@@ -1,4 +1,4 @@
-"""Segmentation sources -> padded batches on the host: pure functions of (seed, step), as in ``eqvision/data/stream.py``.
+"""Segmentation sources -> padded batches on the host: pure functions of (seed, step), as in ``data/stream.py``.
 
 Row r of training step s is position ``s * batch_size + r`` of the endless sequence, reshuffled epoch by epoch.
 """
@@ -135,9 +135,7 @@ def _check_canvas(canvas: Size) -> None:
         raise ValueError(f"canvas={canvas}; expected height and width of batches, 1 or more")
 
 
-def _stream(
-    make: Callable[[int], SegmentationBatch], first: int, last: int, num_threads: int
-) -> SegmentationStream:
+def _stream(make: Callable[[int], SegmentationBatch], first: int, last: int, num_threads: int) -> SegmentationStream:
     import grain
 
     return SegmentationStream(grain.MapDataset.range(first, last).map(make), num_threads)
@@ -168,7 +166,7 @@ class _Batch:
 
     def _example(self, place: _Place) -> SegmentationExample:
         example = self._source[place.index]
-        with naming(self._source, place.index):
+        with naming(self._source.describe, place.index):
             return self._transform(example, row_generator(self._seed, place.position))
 
     @functools.cached_property

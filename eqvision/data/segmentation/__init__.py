@@ -1,0 +1,30 @@
+"""Segmentation data: sources of images with a class for each pixel, transforms and streams."""
+
+from eqvision.data.segmentation.class_names import CITYSCAPES_CLASSES as CITYSCAPES_CLASSES
+from eqvision.data.segmentation.class_names import CITYSCAPES_IDS as CITYSCAPES_IDS
+from eqvision.data.segmentation.class_names import COCO_STUFF_CLASSES as COCO_STUFF_CLASSES
+from eqvision.data.segmentation.class_names import PET_CLASSES as PET_CLASSES
+from eqvision.data.segmentation.digits import DigitSegmentation as DigitSegmentation
+from eqvision.data.segmentation.folder import FolderSegmentation as FolderSegmentation
+from eqvision.data.segmentation.label_files import LabelValues as LabelValues
+from eqvision.data.segmentation.label_files import pixel_counts as pixel_counts
+from eqvision.data.segmentation.label_files import read_values as read_values
+from eqvision.data.segmentation.layouts import LAYOUTS as LAYOUTS
+from eqvision.data.segmentation.layouts import find_segmentation as find_segmentation
+from eqvision.data.segmentation.source import SegmentationExample as SegmentationExample
+from eqvision.data.segmentation.source import SegmentationSource as SegmentationSource
+from eqvision.data.segmentation.stream import SegmentationStream as SegmentationStream
+from eqvision.data.segmentation.stream import segmentation_eval_stream as segmentation_eval_stream
+from eqvision.data.segmentation.stream import segmentation_train_stream as segmentation_train_stream
+from eqvision.data.segmentation.transforms import LabelTransform as LabelTransform
+from eqvision.data.segmentation.transforms import SegmentationTransform as SegmentationTransform
+from eqvision.data.segmentation.transforms import fit_labels_eval as fit_labels_eval
+from eqvision.data.segmentation.transforms import fixed_size_labels_eval as fixed_size_labels_eval
+from eqvision.data.segmentation.transforms import fixed_size_labels_train as fixed_size_labels_train
+from eqvision.data.segmentation.transforms import move_image as move_image
+from eqvision.data.segmentation.transforms import move_labels as move_labels
+from eqvision.data.segmentation.transforms import random_scale_plan as random_scale_plan
+from eqvision.data.segmentation.transforms import random_window_plan as random_window_plan
+from eqvision.data.segmentation.transforms import resize_labels as resize_labels
+from eqvision.data.segmentation.transforms import segmentation_eval as segmentation_eval
+from eqvision.data.segmentation.transforms import segmentation_train as segmentation_train

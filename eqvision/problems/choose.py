@@ -1,0 +1,16 @@
+"""The problem of a configuration."""
+
+from eqvision.problems.classification import classification_problem
+from eqvision.problems.detection import detection_problem
+from eqvision.problems.problem import Problem
+from eqvision.problems.segmentation import segmentation_problem
+from eqvision.recipes import DetectionConfig, RunConfig, SegmentationConfig
+
+
+def make_problem(config: RunConfig) -> Problem:
+    """Raises what its function raises for data and a model that do not fit together."""
+    if isinstance(config, DetectionConfig):
+        return detection_problem(config)
+    if isinstance(config, SegmentationConfig):
+        return segmentation_problem(config)
+    return classification_problem(config)
