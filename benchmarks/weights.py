@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.peer_models.torchvision_operators import usable_torchvision  # noqa: E402
-from benchmarks.weight_references import Case, cases  # noqa: E402
+from benchmarks.weight_references import Case, cases, clicks  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "weights.json"
 PAGE = ROOT / "docs" / "weights.md"
@@ -53,34 +53,40 @@ def measure(case: Case) -> Row:
     """Raises WeightsError where the file does not load, AssertionError where its layout is not recognised."""
     from eqvision.pretrained.assemble import Sizes
     from eqvision.pretrained.load import read_model
-    from eqvision.zoo import DETECTORS, MODELS
+    from eqvision.zoo import DETECTORS, MODELS, PROMPTED
 
     images = case.scale * np.random.default_rng(1).normal(size=(2, *case.size, 3))
     images = images.astype(np.float32)
-    table, other = (DETECTORS, MODELS) if case.detector else (MODELS, DETECTORS)
-    table[NAME] = case.row
-    other.pop(NAME, None)
+    for each in (MODELS, DETECTORS, PROMPTED):
+        each.pop(NAME, None)
+    (PROMPTED if case.prompted else DETECTORS if case.detector else MODELS)[NAME] = case.row
     with tempfile.TemporaryDirectory() as folder:
         path, theirs = case.make(Path(folder), images)
         sizes = Sizes(CLASSES if case.headless else None, case.size if case.sized else None)
         loaded = read_model(NAME, path, sizes, layout=case.layout if case.given else None)
         assert loaded.layout.name == case.layout, f"{case.layout} was read as {loaded.layout.name}"
         counts = _counts(path, loaded)
-    difference = max(map(_difference, _ours(case, loaded, images), theirs if case.detector else (theirs,)))
-    what = "logits, boxes" if case.detector else "features" if case.headless else "logits"
+    several = case.detector or case.prompted
+    difference = max(map(_difference, _ours(case, loaded, images), theirs if several else (theirs,)))
+    what = "logits, boxes" if case.detector else "masks, IoU" if case.prompted else "logits"
+    what = "features" if case.headless else what
     reference = f"{case.library} {version(case.library)}"
     return Row(case.layout, loaded.layout.source, reference, what, difference, *counts)
 
 
 def _ours(case: Case, loaded, images: np.ndarray) -> tuple:
-    """Logits, or features, or a detector's last logits and boxes."""
-    from eqvision.types import PaddedImages
+    """Logits, or features, or a detector's last logits and boxes, or logits of masks and the IoU that is expected."""
+    from eqvision.layers import mask_prompts
+    from eqvision.types import PaddedImages, PromptedImages
 
     def outputs(model, state, images):
         if case.detector:
             size = np.tile(np.array(images.shape[1:3], np.int32), (len(images), 1))
             found = model(PaddedImages(images, jax.numpy.asarray(size)), state)[0]
             return found.logits[-1], found.boxes_cxcywh[-1]
+        if case.prompted:
+            found = model(PromptedImages(images, mask_prompts(*clicks(len(images)))), state)[0]
+            return found.logits, found.iou
         return (model.pooled(images, state) if case.headless else model(images, state)[0],)
 
     # It runs once, so compiling it well would take longer than it gains.

@@ -10,7 +10,7 @@ USAGE = """usage: eqvision COMMAND ...
 
   train RECIPE [options]          train, or resume, a recipe; --help lists its options
   eval RUN_OR_MODEL [options]     evaluate a run or published weights: test split, linear probe, few-shot, kNN
-  predict RUN_OR_MODEL IMAGE...   label images, or find objects in them, and draw the result
+  predict RUN_OR_MODEL IMAGE...   label images, find objects or masks in them, and draw the result
   replay RUN_FOLDER --step K      run one step of a run again and show what happened in it
   checkpoint inspect PATH         what a checkpoint holds, and whether it is undamaged
   export RUN_OR_MODEL [options]   write StableHLO or safetensors
@@ -21,6 +21,7 @@ USAGE = """usage: eqvision COMMAND ...
   data check PATH                 find corrupt images; write the list of them and an index of the rest
   data convert SOURCE OUT.json    boxes of Pascal VOC or YOLO as COCO JSON
   viz data|attention ...          pictures of augmented batches and of attention
+  demo sam [options]              a page on this machine: click on an image, and see the mask
   doctor                          devices, versions, decoders, disk: what a bug report needs
 
 recipes: {recipes}
@@ -41,6 +42,7 @@ COMMANDS = [  # eqvision/commands/NAME.py
     "config",
     "data",
     "viz",
+    "demo",
     "doctor",
 ]
 

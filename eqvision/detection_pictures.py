@@ -3,7 +3,7 @@
 import colorsys
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -237,10 +237,26 @@ def _blend(
     """Masks, ``factor`` times enlarged as the image was, with outlines of that width."""
     if objects.masks is None:
         return pixels
+    order, masks = _order(objects), objects.masks
+    return blend_masks(pixels, (masks[i] for i in order), [colors[i] for i in order], factor=factor, width=width)
+
+
+def blend_masks(
+    pixels: UInt8[np.ndarray, "h w 3"],
+    masks: Iterable[Bool[np.ndarray, "_ _"] | UInt8[np.ndarray, "_ _"]],
+    colors: Sequence[tuple[int, int, int]],
+    *,
+    factor: int = 1,
+    width: int = 1,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture under masks, translucent with outlines of ``width`` pixels, the last on top.
+
+    The picture is ``factor`` times as large as the masks are.
+    """
     mixed = pixels.astype(np.float32)
-    for i in _order(objects):
-        rows, columns, inside = _enlarged(np.asarray(objects.masks[i]) != 0, factor)
-        part, color = mixed[rows, columns], np.array(colors[i], np.float32)
+    for mask, color in zip(masks, np.array(colors, np.float32).reshape(-1, 3), strict=True):
+        rows, columns, inside = _enlarged(np.asarray(mask) != 0, factor)
+        part = mixed[rows, columns]
         part[inside] += MASK_SHARE * (color - part[inside])
         part[inside & ~_shrunk(inside, width)] = color
     return np.rint(mixed).astype(np.uint8)

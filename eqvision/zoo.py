@@ -53,6 +53,7 @@ from eqvision.segmenters import (
     upernet_swin,
     vit_segmenter,
 )
+from eqvision.segmenters.sam import prompted_sam
 
 # What google-research/vision_transformer and big_vision do otherwise than timm.
 augreg = partial(vit_classifier, activation="gelu_tanh", zero_head=True)
@@ -235,6 +236,7 @@ SEGMENTERS: dict[str, Callable[..., Model]] = {
     "unet_paper": partial(unet, norm="none", border="valid"),
     # for processors, of our own making: 6.5 G multiply-adds for 352x480 pixels, where unet has 124 G
     "unet_small": partial(unet, width=32, stem_stride=2, up="bilinear"),
+    "unet_tiny": partial(unet, width=16, stem_stride=2, up="bilinear"),
     # torchvision's
     "fcn_r50": partial(fcn_resnet, 50),
     "fcn_r101": partial(fcn_resnet, 101),
@@ -262,7 +264,14 @@ SEGMENTERS: dict[str, Callable[..., Model]] = {
     "upernet_convnext_base": partial(upernet_convnext, "base"),
 }
 
-Kind = Literal["classifier", "detector", "segmenter"]
+PROMPTED: dict[str, Callable[..., Model]] = {
+    # Segment Anything; classes are the masks of a prompt. Made for images of 1024 pixels, which ``image_size`` says
+    "sam_vit_b": partial(prompted_sam, "b"),
+    "sam_vit_l": partial(prompted_sam, "l"),
+    "sam_vit_h": partial(prompted_sam, "h"),
+}
+
+Kind = Literal["classifier", "detector", "segmenter", "prompted"]
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False, kind: Kind = "classifier") -> list[str]:
@@ -272,7 +281,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False, kind: Kind = "c
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind {kind!r} of model is unknown; choose from {get_args(Kind)}")
-    table = {"classifier": MODELS, "detector": DETECTORS, "segmenter": SEGMENTERS}[kind]
+    table = {"classifier": MODELS, "detector": DETECTORS, "segmenter": SEGMENTERS, "prompted": PROMPTED}[kind]
     names = sorted(fnmatch.filter(table, pattern))
     if not pretrained:
         return names
@@ -297,9 +306,9 @@ def create(
 ) -> tuple[Any, eqx.nn.State]:
     """A freshly initialised model of the zoo and its state (running statistics; empty for models without).
 
-    It is a ``Classifier``, a detector such as ``DETR``, or a segmenter such as ``UNet``. ``num_classes`` None: the 1000
-    of ImageNet for a classifier, the row's for the others, such as the 91 ids of COCO for a detector (a class for no
-    object comes on top of them).
+    It is a ``Classifier``, a detector such as ``DETR``, a segmenter such as ``UNet``, or ``SAM``. ``num_classes`` None:
+    the 1000 of ImageNet for a classifier, the row's for the others, such as the 91 ids of COCO for a detector (a class
+    for no object comes on top of them).
     ``image_size`` matters to models with learned positions; networks of convolutions take any size. The
     options from ``dropout`` on are passed to models that have them.
 
@@ -320,7 +329,9 @@ def row_of(name: str) -> Callable[..., Model]:
         return DETECTORS[name]
     if name in SEGMENTERS:
         return SEGMENTERS[name]
-    raise nearest(name, [*MODELS, *DETECTORS, *SEGMENTERS], "model")
+    if name in PROMPTED:
+        return PROMPTED[name]
+    raise nearest(name, [*MODELS, *DETECTORS, *SEGMENTERS, *PROMPTED], "model")
 
 
 def default_classes(name: str) -> int:
@@ -337,6 +348,11 @@ def require_classifier(name: str) -> None:
         )
     if name in SEGMENTERS:
         raise ValueError(f"model {name!r} is a segmenter, and this takes image classifiers (eqvision list)")
+    if name in PROMPTED:
+        raise ValueError(
+            f"model {name!r} gives masks for prompts, and this takes image classifiers (eqvision list); "
+            "docs/segmentation.md says what there is for it"
+        )
 
 
 def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:

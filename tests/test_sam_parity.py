@@ -12,7 +12,7 @@ import eqvision
 from eqvision.layers import mask_prompts
 from eqvision.segmenters import sam as segment
 from eqvision.segmenters.sam import automatic
-from eqvision.zoo import DETECTORS
+from eqvision.zoo import PROMPTED
 
 pytestmark = pytest.mark.parity
 
@@ -23,7 +23,7 @@ def pair(tmp_path_factory):
     folder, theirs = tmp_path_factory.mktemp("sam"), source.reference()
     theirs.save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DETECTORS, "toy_sam", source.toy_sam)
+        patch.setitem(PROMPTED, "toy_sam", source.toy_sam)
         model, _ = eqvision.load("toy_sam", folder)
     return theirs, model
 
@@ -190,7 +190,7 @@ def test_official_weights_are_the_same_model_with_another_epsilon(images, assert
     theirs = source.reference(eps=1e-5)
     tensors = {name: x.numpy() for name, x in theirs.state_dict().items()}
     torch.save({n: torch.tensor(x) for n, x in source.official_of_hf(tensors).items()}, tmp_path / "sam.pth")
-    monkeypatch.setitem(DETECTORS, "toy_sam", source.toy_sam)
+    monkeypatch.setitem(PROMPTED, "toy_sam", source.toy_sam)
     model, state = eqvision.load("toy_sam", tmp_path / "sam.pth")
     given, prompts = drawn("points")
     with torch.no_grad():

@@ -119,7 +119,8 @@ def test_legal_sides_by_walking_through_the_network(poolings):
             side = 2 * side - 4
         return side if side > 0 else None
 
-    legal = {side: result(side) for side in range(1, 400) if result(side) is not None}
+    results = ((side, result(side)) for side in range(1, 400))
+    legal = {side: rest for side, rest in results if rest is not None}
     for side in range(1, max(legal)):
         assert legal_side(side, poolings) == min(s for s in legal if s >= side)
     assert {side - rest for side, rest in legal.items()} == {lost_pixels(poolings)}
@@ -134,7 +135,7 @@ def test_valid_convolutions_say_which_sizes_they_take(key):
     assert "mirror them to 572x572" in str(error.value)
     assert "184 pixels smaller" in str(error.value)
     assert "mirror=True" in str(error.value)
-    with pytest.raises(ValueError, match="images of 100x100 do not fit .* mirror them to 188x188"):
+    with pytest.raises(ValueError, match=r"images of 100x100 do not fit .* mirror them to 188x188"):
         logits_of(model, state, images_of(100, 100))
     assert logits_of(model, state, images_of(188, 204)).shape == (1, 4, 20, 2)
 
@@ -221,5 +222,5 @@ def test_a_new_head_for_other_classes(key):
 
 def test_zoo_knows_segmenters():
     assert {"unet", "unet_paper", "unet_small"} <= set(eqvision.list_models(kind="segmenter"))
-    with pytest.raises(ValueError, match="unet_smal.*unet_small"):
+    with pytest.raises(ValueError, match=r"unet_smal.*unet_small"):
         eqvision.create("unet_smal", key=jax.random.key(0))

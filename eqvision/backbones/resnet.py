@@ -210,7 +210,9 @@ def resnet(
     if dilated_stages and not bottleneck:
         raise ValueError(f"dilate_last needs a ResNet of bottlenecks (50, 101, 152), got depth {depth}")
     if not 0 <= dilated_stages <= 3:
-        raise ValueError(f"dilated_stages counts strided stages from the end, of which there are 3; got {dilated_stages}")
+        raise ValueError(
+            f"dilated_stages counts strided stages from the end, of which there are 3; got {dilated_stages}"
+        )
     keys = iter(jax.random.split(key, sum(blocks) + 1))
     stem = ConvNorm(in_channels, width, 7, stride=2, norm=norm, key=next(keys))
     stages, channels, before = [], width, 1

@@ -16,7 +16,7 @@ class ListOptions:
     """Shell pattern, quoted: 'vit*'."""
     pretrained: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """A table of published weights; the first of each model is what --weights and eqvision.load take by default."""
-    kind: Literal["classifier", "detector", "segmenter"] = "classifier"
+    kind: Literal["classifier", "detector", "segmenter", "prompted"] = "classifier"
     """Which models."""
 
 
@@ -26,7 +26,7 @@ def run(arguments: list[str]) -> None:
 
     names = list_models(options.pattern, kind=options.kind)
     if not names:
-        what = "model" if options.kind == "classifier" else options.kind
+        what = {"classifier": "model", "prompted": "prompted model"}.get(options.kind, options.kind)
         fail(unknown(what, options.pattern, list_models(kind=options.kind)))
     print(_table(options.pattern, names) if options.pretrained else "\n".join(names))
 
@@ -38,6 +38,6 @@ def _table(pattern: str, names: list[str]) -> str:
 
     found = [card for card in cards(pattern) if card.name in names]
     if not found:
-        kinds = "eqvision list --pretrained [--kind detector]"
+        kinds = "eqvision list --pretrained [--kind detector|prompted]"
         fail(f"no published weights of {pattern!r} are known; all: {kinds}")
     return table(found)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -14,6 +14,7 @@ from eqvision.commands.arguments import (
     refuse_options,
     refuse_weights_options,
 )
+from eqvision.commands.prompted import draw_masks, is_prompted, refuse_prompts
 
 if TYPE_CHECKING:
     from eqvision.predict import Run
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Label images, or find objects in them, with the newest checkpoint of a run or with published weights, and draw
-    the result on the images."""
+    """Label images, or find objects in them, with the newest checkpoint of a run or with published weights, or ask for
+    masks by points and boxes, and draw the result on the images."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """Run folder, or a name of the zoo, which takes published weights."""
@@ -45,7 +46,22 @@ class PredictOptions:
     json: Path | None = None
     """Detector only: file to which the objects are written too, as COCO's results; masks as run lengths."""
     batch_size: int | None = None
-    """Images that are computed at a time. Default: 32; for a detector 8, or 1 where images have several shapes."""
+    """Images that are computed at a time. Default: 32; for a detector 8, or 1 where images have several shapes. With
+    --everything the points, default 64."""
+    prompt_points: tuple[tuple[float, float, int], ...] = ()
+    """Model with prompts only: X Y LABEL of each point, in pixels; label 1 inside the object, 0 outside."""
+    prompt_box: tuple[float, float, float, float] | None = None
+    """Model with prompts only: X1 Y1 X2 Y2 of a box around the object, in pixels."""
+    masks: Literal["auto", "three", "best", "one"] | None = None
+    """Model with prompts only: three masks, the best of them, or the model's one for prompts that mean one thing;
+    auto, the default, gives three for a single point."""
+    everything: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Model with prompts only: masks of everything, found by a grid of points. --threshold is then the least IoU that
+    the model expects of a mask, default 0.88, --top the most masks."""
+    points_per_side: int | None = None
+    """With --everything: rows and columns of the grid, default 32."""
+    crop_layers: int | None = None
+    """With --everything: search crops too, 4 of half the size (1), and 16 of a quarter (2); default 0."""
 
 
 def run(arguments: list[str]) -> None:
@@ -54,9 +70,13 @@ def run(arguments: list[str]) -> None:
         fail("name at least one image: eqvision predict RUN_OR_MODEL IMAGE...")
     if options.batch_size is not None and options.batch_size < 1:
         fail(f"--batch-size {options.batch_size}; expected 1 or more")
+    if is_prompted(options.run):
+        draw_masks(options)
+        return
     if not is_model(options.run):
         only = {"--weights": options.weights, "--layout": options.layout, "--image-size": options.image_size}
         refuse_weights_options(options.run, only)
+    refuse_prompts(options)
     if is_detector(options.run):
         _find(options)
     else:

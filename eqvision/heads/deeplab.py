@@ -89,7 +89,7 @@ class DeepLabV3Head(eqx.Module):
 
 
 class DeepLabV3PlusHead(eqx.Module):
-    """ASPP on the last map, enlarged to the first one (stride 4), which joins it with 48 channels; two 3x3 convolutions.
+    """ASPP on the last map, enlarged to the first one (stride 4), 48 channels of which join it; two 3x3 convolutions.
 
     Chen et al. 2018, section 3.1 and tables 1 and 2; the convolutions are plain, as for their ResNet.
     """

@@ -70,9 +70,7 @@ class SegmentationMetric:
         """Add an image: its predicted classes and its labels, 255 void. Raises ValueError for what does not fit."""
         k = len(self.class_names)
         if predicted.shape != labels.shape:
-            raise ValueError(
-                f"the predicted map is {predicted.shape}, the true one {labels.shape}; expected one shape."
-            )
+            raise ValueError(f"the predicted map is {predicted.shape}, the labels {labels.shape}; expected one shape.")
         counted = labels != IGNORE_LABEL
         found, true = predicted[counted].astype(np.int64), labels[counted].astype(np.int64)
         for name, values in (("predicted", found), ("true", true)):

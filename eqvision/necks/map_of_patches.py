@@ -11,9 +11,15 @@ class PatchMap(eqx.Module):
     """The patches of a transformer as a pyramid of one map; it has no parameters."""
 
     def __call__(
-        self, features: TokenFeatures, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
+        self,
+        features: Features | TokenFeatures,
+        state: eqx.nn.State,
+        *,
+        train: bool = False,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Features, eqx.nn.State]:
         del train, key
+        assert isinstance(features, TokenFeatures)
         return (features.patches,), state
 
 

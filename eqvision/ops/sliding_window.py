@@ -47,10 +47,13 @@ def sliding_window(
         part = lax.dynamic_slice(padded, (0, corner[0], corner[1], 0), (len(images), *window, images.shape[-1]))
         return predict(part).astype(jnp.float32)
 
+    if len(starts) == 1:
+        return at(jnp.zeros(2, jnp.int32))[:, :height, :width]
+
     def step(total: Float[Array, "b h w k"], corner: Int[Array, " 2"]) -> tuple[Float[Array, "b h w k"], None]:
         place = (0, corner[0], corner[1], 0)
-        map_ = at(corner)
-        return lax.dynamic_update_slice(total, lax.dynamic_slice(total, place, map_.shape) + map_, place), None
+        found = at(corner)
+        return lax.dynamic_update_slice(total, lax.dynamic_slice(total, place, found.shape) + found, place), None
 
     classes = jax.eval_shape(at, jnp.zeros(2, jnp.int32)).shape[-1]
     empty = vary_like(jnp.zeros((*padded.shape[:3], classes), jnp.float32), images)
@@ -59,7 +62,7 @@ def sliding_window(
 
 
 def sliding_window_on_host(
-    predict: Callable[[Float32[np.ndarray, "n h w c"]], Float[Array, "n h w k"]],
+    predict: Callable[[Float32[np.ndarray, "n h w c"]], Float[Array, "n h w k"] | Float[np.ndarray, "n h w k"]],
     image: Float32[np.ndarray, "h w c"],
     *,
     window: Size,
@@ -94,7 +97,7 @@ def multi_scale(
     predict: Predict,
     images: Float[Array, "b h w c"],
     *,
-    scales: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+    scales: Sequence[float | int] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
     flip: bool = True,
     multiple: int = 32,
 ) -> Float[Array, "b h w k"]:

@@ -16,9 +16,9 @@ def camvid_unet() -> SegmentationConfig:
     return SegmentationConfig(
         model=SegmenterConfig(name="unet_small"),
         data=SegmentationDataConfig(
-            void=(11,), transform="crop", size=(256, 320), scale=(0.6, 1.5), flip=0.5, color_jitter=0.2
+            void=(11,), transform="crop", size=(192, 256), scale=(0.6, 1.5), flip=0.5, color_jitter=0.2
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=1e-4, clip_norm=1.0),
+        optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=1e-4, clip_norm=1.0),
         schedule=ScheduleConfig(warmup_steps=50),
-        loop=LoopConfig(epochs=50.0, batch_size=8, eval_batch_size=5, log_every=22, eval_every=220),
+        loop=LoopConfig(epochs=30.0, batch_size=8, eval_batch_size=5, log_every=22, eval_every=220),
     )

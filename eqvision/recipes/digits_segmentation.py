@@ -12,7 +12,7 @@ def digits_segmentation() -> SegmentationConfig:
     Cost and result: docs/results.md, printed by this command.
     """
     return SegmentationConfig(
-        model=SegmenterConfig(name="unet_small", in_channels=1),
+        model=SegmenterConfig(name="unet_tiny", in_channels=1),
         data=SegmentationDataConfig(
             kind="digits",
             test_split="test",
@@ -22,7 +22,7 @@ def digits_segmentation() -> SegmentationConfig:
             mean=(0.3,),
             std=(0.2,),
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=1e-4, clip_norm=1.0),
-        schedule=ScheduleConfig(warmup_steps=50),
-        loop=LoopConfig(epochs=2.0, batch_size=16, eval_batch_size=32, log_every=32, eval_every=256),
+        optimizer=OptimizerConfig(learning_rate=5e-3, weight_decay=1e-4, clip_norm=1.0),
+        schedule=ScheduleConfig(warmup_steps=30),
+        loop=LoopConfig(epochs=4.0, batch_size=16, eval_batch_size=32, log_every=32, eval_every=256),
     )

@@ -39,7 +39,7 @@ class SegmentationDataConfig:
     path: str = ""
     """Folder of the data; not used by `digits`."""
     layout: str = ""
-    """folder: how files are arranged: folders, cityscapes, ade20k, coco_stuff or oxford_pets; empty looks for all."""
+    """folder: how files are arranged: folder, cityscapes, ade20k, coco_stuff or pets; empty looks for all."""
     train_split: str = "train"
     """Split to train on."""
     test_split: str = "val"

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from eqvision.backbones.unet import Border, UNetEncoder, UNetNorm, legal_side, lost_pixels
+from eqvision.backbones.unet import Border, UNetEncoder, UNetNorm, he_normal, legal_side, lost_pixels
 from eqvision.heads.segmentation import PixelHead
 from eqvision.layers import fold
 from eqvision.necks.unet import UNetDecoder, Upsampling
@@ -93,10 +93,15 @@ def unet(
     channels = tuple(width << level for level in range(depth + 1))
     if up == "bilinear":
         channels = (*channels[:-1], channels[-1] // 2)
-    options = {"norm": norm, "border": border}
     backbone = UNetEncoder(
-        channels, in_channels=in_channels, stem_stride=stem_stride, dropout=dropout, **options, key=keys[0]
+        channels,
+        in_channels=in_channels,
+        norm=norm,
+        border=border,
+        stem_stride=stem_stride,
+        dropout=dropout,
+        key=keys[0],
     )
-    neck = UNetDecoder(channels, backbone.strides, up=up, **options, key=keys[1])
-    head = PixelHead(neck.channels[0], num_classes, key=keys[2])
+    neck = UNetDecoder(channels, backbone.strides, up=up, norm=norm, border=border, key=keys[1])
+    head = PixelHead(neck.channels[0], num_classes, init=he_normal, key=keys[2])
     return UNet(backbone, neck, head, border == "valid" if mirror is None else mirror)

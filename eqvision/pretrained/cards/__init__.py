@@ -11,6 +11,7 @@ from eqvision.pretrained.cards import (
     hugging_face,
     rcnn,
     resnet,
+    sam,
     vit,
     vit_facebook,
 )
@@ -26,6 +27,7 @@ CARDS: tuple[Card, ...] = (
     *detr.CARDS,
     *rcnn.CARDS,
     *centernet.CARDS,
+    *sam.CARDS,
 )
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from eqvision.backbones import ConvNeXt
 from eqvision.classifiers import Classifier
+from eqvision.models import Model
 from eqvision.pretrained.rules import CONV, LINEAR, SAME, Op, Rule, reshaped
 
 FIRST_CONV = "backbone.stem.conv.weight"
@@ -50,7 +51,7 @@ def is_v2(model: Classifier) -> bool:
 
 
 def convnext_rules(
-    model: Classifier,
+    model: Model,
     names: ConvNeXtNames,
     *,
     linear: Op = LINEAR,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from eqvision.backbones import SwinTransformer
 from eqvision.classifiers import Classifier
+from eqvision.models import Model
 from eqvision.pretrained.resample import relative_bias, relative_bias_bicubic
 from eqvision.pretrained.rules import CONV, LINEAR, SAME, Arrays, Op, Rule, ShapeError, split
 
@@ -34,7 +35,7 @@ class SwinNames(NamedTuple):
     head: str
 
 
-def swin_rules(model: Classifier, names: SwinNames) -> tuple[Rule, ...]:
+def swin_rules(model: Model, names: SwinNames) -> tuple[Rule, ...]:
     backbone = model.backbone
     assert isinstance(backbone, SwinTransformer)
     table = [

@@ -28,9 +28,7 @@ def _double_conv(ours: str, theirs: str) -> list[Rule]:
     table = []
     for i, (conv, norm) in enumerate(((0, 1), (3, 4))):
         names = (f"{theirs}.double_conv.{conv}", f"{theirs}.double_conv.{norm}")
-        table += [
-            rule._replace(ours=_of_pair(str(rule.ours), ours, i)) for rule in conv_norm("pair", *names)
-        ]
+        table += [rule._replace(ours=_of_pair(str(rule.ours), ours, i)) for rule in conv_norm("pair", *names)]
     return table
 
 

@@ -3,13 +3,14 @@
 from eqvision.segmenters.sam.automatic import (
     FoundMask,
     MaskSearch,
+    count_points,
     crop_boxes,
     find_masks,
     point_grid,
     stability_score,
 )
 from eqvision.segmenters.sam.images import Geometry, geometry, prepare_image, resize_logits, resize_masks, to_input
-from eqvision.segmenters.sam.model import SAM, choose_masks, sam, sam_vit_b, sam_vit_h, sam_vit_l
+from eqvision.segmenters.sam.model import SAM, choose_masks, prompted_sam, sam, sam_vit_b, sam_vit_h, sam_vit_l
 from eqvision.segmenters.sam.predictor import NoImageError, PredictedMasks, Predictor, SmallMasks
 from eqvision.segmenters.sam.rounds import Rounds, error_points, first_prompts, train_rounds
 
@@ -24,6 +25,7 @@ __all__ = [
     "Rounds",
     "SmallMasks",
     "choose_masks",
+    "count_points",
     "crop_boxes",
     "error_points",
     "find_masks",
@@ -31,6 +33,7 @@ __all__ = [
     "geometry",
     "point_grid",
     "prepare_image",
+    "prompted_sam",
     "resize_logits",
     "resize_masks",
     "sam",

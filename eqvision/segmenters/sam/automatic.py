@@ -6,7 +6,7 @@ threshold, and that no better one covers. Crops of the image, each with its own 
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,25 +77,39 @@ class FoundMask(NamedTuple):
 
 
 def find_masks(
-    predictor: Predictor, image: UInt8[np.ndarray, "h w 3"], search: MaskSearch | None = None
+    predictor: Predictor,
+    image: UInt8[np.ndarray, "h w 3"],
+    search: MaskSearch | None = None,
+    *,
+    progress: Callable[[int], object] | None = None,
 ) -> list[FoundMask]:
     """All masks of an image, those first that the model believes in most.
 
     The points go through the decoder in the predictor's batches (64 is usual), all by one program. Masks are enlarged
     one after the other and kept as run lengths, so that memory does not grow with their number. The predictor has the
-    last crop as its image afterwards.
+    last crop as its image afterwards. ``progress`` is told after each batch how many points it had; there are
+    ``count_points`` in all.
     """
     search = MaskSearch() if search is None else search
     size, found = (image.shape[0], image.shape[1]), []
     crops = crop_boxes(size, search.crop_layers, search.crop_overlap)
     for crop, layer in crops:
-        side = search.points_per_side // search.crop_points_divisor**layer
-        masks = list(_in_crop(predictor, image, crop, side, search))
+        masks = list(_in_crop(predictor, image, crop, _side(search, layer), search, progress))
         found += _without_overlap(masks, [mask.iou for mask in masks], search.most_overlap)
     if len(crops) > 1:
         smaller_first = [1 / ((crop[2] - crop[0]) * (crop[3] - crop[1])) for crop in (mask.crop for mask in found)]
         found = _without_overlap(found, smaller_first, search.most_crop_overlap)
     return sorted(found, key=lambda mask: -mask.iou)
+
+
+def count_points(search: MaskSearch) -> int:
+    """Of all crops of an image."""
+    return sum(4**layer * _side(search, layer) ** 2 for layer in range(search.crop_layers + 1))
+
+
+def _side(search: MaskSearch, layer: int) -> int:
+    """Points per side in crops of a layer."""
+    return search.points_per_side // search.crop_points_divisor**layer
 
 
 def point_grid(side: int) -> Float[np.ndarray, "n 2"]:
@@ -118,7 +132,14 @@ def crop_boxes(size: tuple[int, int], layers: int, overlap: float = 512 / 1500) 
     return boxes
 
 
-def _in_crop(predictor: Predictor, image: np.ndarray, crop: Crop, side: int, search: MaskSearch) -> Iterator[FoundMask]:
+def _in_crop(
+    predictor: Predictor,
+    image: np.ndarray,
+    crop: Crop,
+    side: int,
+    search: MaskSearch,
+    progress: Callable[[int], object] | None,
+) -> Iterator[FoundMask]:
     """Masks that are good enough, of the grid's points one after the other."""
     x1, y1, x2, y2 = crop
     predictor.set_image(np.ascontiguousarray(image[y1:y2, x1:x2]))
@@ -137,6 +158,8 @@ def _in_crop(predictor: Predictor, image: np.ndarray, crop: Crop, side: int, sea
                 iou = float(batch.iou[row, 1 + number])
                 yield _found(mask, box, iou, stability, (float(x), float(y)), crop, size)
         first += len(batch.iou)
+        if progress is not None:
+            progress(len(batch.iou))
 
 
 def stability_score(logits: Float[np.ndarray, "h w"], offset: float = 1.0) -> float:

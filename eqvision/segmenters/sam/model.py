@@ -159,3 +159,30 @@ def sam(
 sam_vit_b: Callable[..., SAM] = functools.partial(sam, "b")
 sam_vit_l: Callable[..., SAM] = functools.partial(sam, "l")
 sam_vit_h: Callable[..., SAM] = functools.partial(sam, "h")
+
+
+def prompted_sam(
+    size: str,
+    *,
+    num_classes: int = 3,
+    image_size: int | tuple[int, int] = 1024,
+    in_channels: int = 3,
+    eps: float = BLOCK_EPS,
+    drop_path: float = 0.0,
+    attention: Implementation = "xla",
+    remat: Remat = "none",
+    key: PRNGKeyArray,
+) -> SAM:
+    """``sam`` as a row of the zoo, where ``num_classes`` is the number of masks of a prompt that may mean several
+    things."""
+    return sam(
+        size,
+        image_size=image_size,
+        in_channels=in_channels,
+        num_masks=num_classes,
+        eps=eps,
+        drop_path=drop_path,
+        attention=attention,
+        remat=remat,
+        key=key,
+    )
