@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.peer_models.torchvision_operators import usable_torchvision  # noqa: E402
-from benchmarks.weight_references import Case, cases, clicks  # noqa: E402
+from benchmarks.prompted_references import clicks  # noqa: E402
+from benchmarks.weight_references import Case, cases  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "weights.json"
 PAGE = ROOT / "docs" / "weights.md"

@@ -197,6 +197,17 @@ class Inner:
 
 
 @dataclass(frozen=True)
+class Other:
+    weight: float = 1.0
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Either:
+    part: Inner | Other = field(default_factory=Inner)
+
+
+@dataclass(frozen=True)
 class Outer:
     kind: Literal["a", 1]
     inner: Inner = field(default_factory=Inner)
@@ -207,6 +218,16 @@ def test_every_type_of_field_survives_json():
     outer = Outer("a", Inner((3, 0.25), {"x": (1, 2), "y": ()}), None)
     assert from_dict(Outer, json.loads(json.dumps(to_dict(outer)))) == outer
     assert type(from_dict(Outer, {"kind": 1, "rate": 1}).rate) is float
+
+
+@pytest.mark.parametrize("part", [Inner((3, 0.25)), Other(2.0, 4)])
+def test_one_of_two_sections_is_known_by_its_fields(part):
+    assert from_dict(Either, json.loads(json.dumps(to_dict(Either(part))))) == Either(part)
+
+
+def test_a_section_that_is_neither_names_the_field():
+    with pytest.raises(ValueError, match="part.wieght does not exist; nearest"):
+        from_dict(Either, {"part": {"wieght": 1.0}})
 
 
 @pytest.mark.parametrize(
