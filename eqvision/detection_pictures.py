@@ -133,7 +133,7 @@ def draw_samples(
 
     sheet = sheet_of([_cell(sample, class_names, least_side) for sample in samples], columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(_headed(sheet, title) if title else sheet).save(path)
+    Image.fromarray(headed(sheet, title) if title else sheet).save(path)
     return path
 
 
@@ -329,7 +329,7 @@ def plots_figure(width: float, height: float) -> Any:
         raise ImportError(f"plots need matplotlib ({error}): pip install 'eqvision[plots]'") from error
 
 
-def _headed(sheet: UInt8[np.ndarray, "h w 3"], title: str) -> UInt8[np.ndarray, "height w2 3"]:
+def headed(sheet: UInt8[np.ndarray, "h w 3"], title: str) -> UInt8[np.ndarray, "height w2 3"]:
     """The sheet under a title, which is wrapped where it is wider."""
     from PIL import Image, ImageDraw, ImageFont
 

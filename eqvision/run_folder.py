@@ -54,6 +54,13 @@ KINDS: dict[str, Any] = {
 }
 
 
+def model_kind(config: RunConfig) -> str:
+    """What a run trains, in a word for messages."""
+    if isinstance(config, DetectionConfig):
+        return "detector"
+    return "segmenter" if isinstance(config, SegmentationConfig) else "classifier"
+
+
 class RunFolderError(RuntimeError):
     """The run folder cannot be used as asked; nothing in it was changed."""
 
@@ -122,17 +129,27 @@ class RunFolder:
         config = self.config()
         if isinstance(config, TrainConfig):
             return config
-        raise RunFolderError(
-            f"{self.path} is a run of the detector {config.model.name}, and this takes runs of image classifiers; "
-            "eqvision predict, eval and replay take both"
-        )
+        wanted = "runs of image classifiers; eqvision predict, eval and replay take every kind of run"
+        raise self.refusal(config, wanted)
 
     def detection(self) -> DetectionConfig:
         """The configuration of a detector's run. Raises RunFolderError for a run of another kind."""
         config = self.config()
         if isinstance(config, DetectionConfig):
             return config
-        raise RunFolderError(f"{self.path} is a run of the classifier {config.model.name}, and this takes detectors")
+        raise self.refusal(config, "detectors")
+
+    def segmentation(self) -> SegmentationConfig:
+        """The configuration of a segmenter's run. Raises RunFolderError for a run of another kind."""
+        config = self.config()
+        if isinstance(config, SegmentationConfig):
+            return config
+        raise self.refusal(config, "segmenters")
+
+    def refusal(self, config: RunConfig, wanted: str) -> RunFolderError:
+        """The error to raise where a run of another kind is ``wanted``."""
+        what = f"{self.path} is a run of the {model_kind(config)} {config.model.name}"
+        return RunFolderError(f"{what}, and this takes {wanted}")
 
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.read()["class_names"])

@@ -43,7 +43,7 @@ def draw_labels(
     pixels, table = colored(image).astype(np.float32), _palette(class_names)
     tinted = np.isin(labels, [k for k, name in enumerate(class_names) if name in UNCOLORED], invert=True)
     mixed = np.where(tinted[..., None], (1 - SHARE) * pixels + SHARE * table[labels], pixels)
-    return _enlarged(np.rint(mixed).astype(np.uint8), least_side)
+    return enlarged(np.rint(mixed).astype(np.uint8), least_side)
 
 
 def draw_errors(
@@ -58,7 +58,7 @@ def draw_errors(
     void = _void(truth)[..., None]
     wrong = (found != truth)[..., None] & ~void
     mixed = np.where(wrong, 0.3 * grey + 0.7 * np.array(WRONG, np.float32), np.where(void, 0.4 * grey, grey))
-    return _enlarged(np.rint(mixed).astype(np.uint8), least_side)
+    return enlarged(np.rint(mixed).astype(np.uint8), least_side)
 
 
 def draw_label_pairs(
@@ -159,7 +159,7 @@ def _line(pair: LabelPair, class_names: Sequence[str], least_side: int) -> list[
     counted = ~_void(pair.truth)
     right = float((pair.found == pair.truth)[counted].mean()) if counted.any() else float("nan")
     return [
-        captioned(_enlarged(colored(pair.image), least_side), pair.title or "image"),
+        captioned(enlarged(colored(pair.image), least_side), pair.title or "image"),
         captioned(draw_labels(pair.image, pair.found, class_names, least_side=least_side), "found"),
         captioned(draw_labels(pair.image, pair.truth, class_names, least_side=least_side), "true"),
         captioned(
@@ -168,7 +168,7 @@ def _line(pair: LabelPair, class_names: Sequence[str], least_side: int) -> list[
     ]
 
 
-def _enlarged(pixels: UInt8[np.ndarray, "h w 3"], least_side: int) -> UInt8[np.ndarray, "height width 3"]:
+def enlarged(pixels: UInt8[np.ndarray, "h w 3"], least_side: int) -> UInt8[np.ndarray, "height width 3"]:
     factor = max(1, -(-least_side // max(pixels.shape[:2])))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 

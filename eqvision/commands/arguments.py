@@ -85,9 +85,9 @@ def _with_file(config: "RunConfig", file: Path) -> "RunConfig":
 def is_model(source: Path) -> bool:
     """Whether the argument is a name of the zoo and no run folder. Exits with code 2 where it is neither: a path with
     one part that does not exist, which may be a misspelt name."""
-    from eqvision.zoo import DETECTORS, MODELS, PROMPTED
+    from eqvision.zoo import DETECTORS, MODELS, PROMPTED, SEGMENTERS
 
-    name, known = str(source), [*MODELS, *DETECTORS, *PROMPTED]
+    name, known = str(source), [*MODELS, *DETECTORS, *SEGMENTERS, *PROMPTED]
     if name in known:
         return not (source / "config.yaml").exists()
     if not source.exists() and len(source.parts) == 1:
@@ -104,6 +104,17 @@ def is_detector(source: Path) -> bool:
     if is_model(source):
         return str(source) in DETECTORS
     return isinstance(RunFolder(source).config(), DetectionConfig)
+
+
+def is_segmenter(source: Path) -> bool:
+    """Whether a name of the zoo, or a run folder, is a segmenter's. Raises RunFolderError where it is neither."""
+    from eqvision.recipes import SegmentationConfig
+    from eqvision.run_folder import RunFolder
+    from eqvision.zoo import SEGMENTERS
+
+    if is_model(source):
+        return str(source) in SEGMENTERS
+    return isinstance(RunFolder(source).config(), SegmentationConfig)
 
 
 def refuse_options(options: Mapping[str, object], why: str) -> None:

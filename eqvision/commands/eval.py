@@ -10,6 +10,7 @@ from eqvision.commands.arguments import (
     fail,
     is_detector,
     is_model,
+    is_segmenter,
     parse,
     refuse_options,
     refuse_weights_options,
@@ -19,13 +20,14 @@ from eqvision.commands.arguments import (
 @dataclass(frozen=True)
 class EvalOptions:
     """Evaluate the newest checkpoint of a run on its own test split or on other images, or published weights of a
-    classifier. Runs of detectors give COCO's figures."""
+    classifier. Runs of detectors give COCO's figures, those of segmenters the mean IoU."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """Run folder, or a name of the zoo, which takes published weights and needs --data-path."""
     data_path: Annotated[str | None, tyro.conf.arg(aliases=("--data.path",))] = None
     """Folder or file to evaluate on; default is the run's own. Evaluators on frozen features train there too. For the
-    run of a detector a COCO instances file, or a folder with annotations/*.json."""
+    run of a detector a COCO instances file, or a folder with annotations/*.json; of a segmenter a folder of images and
+    label pictures."""
     split: str | None = None
     """Split to evaluate on; default is the run's test split, for a model `test`."""
     evaluator: tuple[Literal["classification", "linear_probe", "few_shot", "knn"], ...] = ("classification",)
@@ -57,17 +59,30 @@ def _run(options: EvalOptions) -> dict[str, float]:
     refuse_weights_options(options.run, only | {"--data-kind": options.data_kind})
     if is_detector(options.run):
         return _detector_run(options)
+    if is_segmenter(options.run):
+        return _segmenter_run(options)
     from eqvision.predict import evaluate_run
 
     return evaluate_run(options.run, data_path=options.data_path, split=options.split, evaluators=options.evaluator)
 
 
-def _detector_run(options: EvalOptions) -> dict[str, float]:
+def _refuse_evaluators(options: EvalOptions, kind: str) -> None:
     others = [name for name in options.evaluator if name != "classification"]
-    refuse_options({"--evaluator": " ".join(others) or None}, f"is for classifiers, and {options.run} is a detector")
+    refuse_options({"--evaluator": " ".join(others) or None}, f"is for classifiers, and {options.run} is a {kind}")
+
+
+def _detector_run(options: EvalOptions) -> dict[str, float]:
+    _refuse_evaluators(options, "detector")
     from eqvision.predict_objects import evaluate_detector_run
 
     return evaluate_detector_run(options.run, data_path=options.data_path, split=options.split)
+
+
+def _segmenter_run(options: EvalOptions) -> dict[str, float]:
+    _refuse_evaluators(options, "segmenter")
+    from eqvision.predict_pixels import evaluate_segmenter_run
+
+    return evaluate_segmenter_run(options.run, data_path=options.data_path, split=options.split)
 
 
 def _model(options: EvalOptions) -> dict[str, float]:
@@ -75,6 +90,11 @@ def _model(options: EvalOptions) -> dict[str, float]:
         fail(
             f"{options.run} is a detector, and published weights are evaluated for classifiers only; "
             "eqvision predict takes it, and eqvision eval takes the run folders of detectors"
+        )
+    if is_segmenter(options.run):
+        fail(
+            f"{options.run} is a segmenter, and published weights are evaluated for classifiers only; "
+            "eqvision eval takes the run folders of segmenters"
         )
     if options.data_path is None:
         fail(f"{options.run} is a model of the zoo and has no data of its own; name images with --data-path PATH")

@@ -1,4 +1,4 @@
-"""``eqvision predict RUN_OR_MODEL IMAGE...``: label images, or find objects in them."""
+"""``eqvision predict RUN_OR_MODEL IMAGE...``: label images or their pixels, or find objects in them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from eqvision.commands.arguments import (
     fail,
     is_detector,
     is_model,
+    is_segmenter,
     parse,
     refuse_options,
     refuse_weights_options,
@@ -19,12 +20,14 @@ from eqvision.commands.prompted import draw_masks, is_prompted, refuse_prompts
 if TYPE_CHECKING:
     from eqvision.predict import Run
     from eqvision.predict_objects import DetectorRun, FoundObjects
+    from eqvision.predict_pixels import LabelledImage
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Label images, or find objects in them, with the newest checkpoint of a run or with published weights, or ask for
-    masks by points and boxes, and draw the result on the images."""
+    """Label images, or find objects in them, with the newest checkpoint of a run or with published weights; tell the
+    class of each pixel with the run of a segmenter; or ask for masks by points and boxes. The result is drawn on the
+    images."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """Run folder, or a name of the zoo, which takes published weights."""
@@ -47,7 +50,12 @@ class PredictOptions:
     """Detector only: file to which the objects are written too, as COCO's results; masks as run lengths."""
     batch_size: int | None = None
     """Images that are computed at a time. Default: 32; for a detector 8, or 1 where images have several shapes. With
-    --everything the points, default 64."""
+    --everything the points, default 64; with --window the windows, default 4."""
+    window: tuple[int, int] | None = None
+    """Segmenter only: height and width of windows that slide over each image, whose logits are averaged. Default: each
+    image as a whole, and one compilation for each shape, in steps of 32 pixels."""
+    stride: tuple[int, int] | None = None
+    """With --window: pixels from window to window, down and across; default two thirds of the window."""
     prompt_points: tuple[tuple[float, float, int], ...] = ()
     """Model with prompts only: X Y LABEL of each point, in pixels; label 1 inside the object, 0 outside."""
     prompt_box: tuple[float, float, float, float] | None = None
@@ -71,16 +79,28 @@ def run(arguments: list[str]) -> None:
     if options.batch_size is not None and options.batch_size < 1:
         fail(f"--batch-size {options.batch_size}; expected 1 or more")
     if is_prompted(options.run):
+        _refuse_windows(options)
         draw_masks(options)
         return
     if not is_model(options.run):
         only = {"--weights": options.weights, "--layout": options.layout, "--image-size": options.image_size}
         refuse_weights_options(options.run, only)
     refuse_prompts(options)
+    if is_segmenter(options.run):
+        _label_pixels(options)
+        return
+    _refuse_windows(options)
     if is_detector(options.run):
         _find(options)
     else:
         _label(options)
+
+
+def _refuse_windows(options: PredictOptions) -> None:
+    """Exit with code 2 for options that only segmenters have."""
+    sides = {"--window": options.window, "--stride": options.stride}
+    given = {name: value and f"{value[0]} {value[1]}" for name, value in sides.items()}
+    refuse_options(given, f"is for runs of segmenters, and {options.run} is none")
 
 
 def _label(options: PredictOptions) -> None:
@@ -109,6 +129,37 @@ def _find(options: PredictOptions) -> None:
         print(_text(each, threshold, draw_found(loaded, each, out)))
     if options.json is not None:
         print(f"COCO results of {len(found)} images -> {write_results(loaded, found, options.json)}")
+
+
+def _label_pixels(options: PredictOptions) -> None:
+    if is_model(options.run):
+        fail(
+            f"{options.run} is a segmenter, and published weights are used for classifiers, detectors and models with "
+            "prompts only; eqvision predict takes the run folders of segmenters"
+        )
+    why = f"is for classifiers and detectors, and {options.run} is a segmenter"
+    refuse_options({"--top": options.top, "--threshold": options.threshold, "--json": options.json}, why)
+    if options.window is None:
+        sizes = {"--stride": options.stride and f"{options.stride[0]} {options.stride[1]}"}
+        refuse_options(sizes | {"--batch-size": options.batch_size}, "is of a segmenter for --window, which is missing")
+    from eqvision.predict_pixels import WINDOWS_AT_ONCE, Windows, draw_labelled, label_pixels, load_segmenter_run
+
+    windows = None
+    if options.window is not None:
+        windows = Windows(options.window, options.stride, options.batch_size or WINDOWS_AT_ONCE)
+    loaded, out = load_segmenter_run(options.run), _folder(options)
+    for labelled in label_pixels(loaded, list(options.images), windows=windows):
+        picture, labels = draw_labelled(loaded, labelled, out)
+        print(_shares(labelled, loaded.class_names, picture, labels))
+
+
+def _shares(labelled: "LabelledImage", names: tuple[str, ...], picture: Path, labels: Path) -> str:
+    """A line for the image and one for each class that is in it, the largest first."""
+    height, width = labelled.labels.shape
+    order = [k for k in (-labelled.shares).argsort(kind="stable").tolist() if labelled.shares[k]]
+    head = f"{labelled.path}: {height}x{width}, {len(order)} of {len(names)} classes  -> {picture} {labels}"
+    longest = max(len(names[k]) for k in order)
+    return "\n".join([head, *(f"  {names[k]:<{longest}}  {labelled.shares[k]:6.1%}" for k in order)])
 
 
 def _text(found: "FoundObjects", threshold: float, picture: Path) -> str:

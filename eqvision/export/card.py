@@ -71,7 +71,13 @@ def model_of_run(path: str | Path) -> ModelFile:
     from eqvision.export.detector_card import detector_of_run
     from eqvision.predict import load_run
 
-    if isinstance(RunFolder(path).config(), DetectionConfig):
+    folder = RunFolder(path)
+    config = folder.config()
+    if isinstance(config, SegmentationConfig):
+        raise folder.refusal(
+            config, "runs of classifiers and detectors; eqvision predict, eval and replay take every kind of run"
+        )
+    if isinstance(config, DetectionConfig):
         card, detector = detector_of_run(path)
         return with_tensors(card, named_tensors(detector.model, detector.stats), "the run")
     run = load_run(path)

@@ -34,6 +34,8 @@ from eqvision.run_folder import Row, RunFolder
 from eqvision.types import SegmentationBatch
 from eqvision.zoo import DETECTORS, MODELS, SEGMENTERS, builder
 
+MULTIPLE = 32  # pixels, of the sides of evaluated batches: the stride of the models
+
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -81,7 +83,7 @@ class Segmentation:
             batch_size=self.config.loop.eval_batch_size,
             canvas=plan.canvas,
             transform=plan.transform,
-            multiple=32,
+            multiple=MULTIPLE,
             num_threads=data.num_threads,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

@@ -1,6 +1,8 @@
 """Recipes: functions that return the configuration of a run. ``RECIPES`` is the whole registry."""
 
+from eqvision.recipes.ade20k_segmenter import ade20k_segmenter_s16_mask
 from eqvision.recipes.camvid_unet import camvid_unet
+from eqvision.recipes.cityscapes import cityscapes_deeplabv3plus_r50
 from eqvision.recipes.coco_centernet import coco_centernet_r18
 from eqvision.recipes.coco_deformable_detr import coco_deformable_detr_r50
 from eqvision.recipes.coco_detr import coco_detr_r50
@@ -29,6 +31,7 @@ from eqvision.recipes.digits_mask_rcnn import digits_mask_rcnn
 from eqvision.recipes.digits_segmentation import digits_segmentation
 from eqvision.recipes.folder import arrays, folder
 from eqvision.recipes.instances import instances
+from eqvision.recipes.pets_unet import pets_unet
 from eqvision.recipes.segmentation_config import SegmentationConfig, SegmentationDataConfig, SegmenterConfig
 from eqvision.recipes.serialise import difference, from_dict, overlay, to_dict
 
@@ -36,8 +39,10 @@ RunConfig = TrainConfig | DetectionConfig | SegmentationConfig
 """What the loop runs."""
 
 RECIPES = {
+    "ade20k_segmenter_s16_mask": ade20k_segmenter_s16_mask,
     "arrays": arrays,
     "camvid_unet": camvid_unet,
+    "cityscapes_deeplabv3plus_r50": cityscapes_deeplabv3plus_r50,
     "coco_centernet_r18": coco_centernet_r18,
     "coco_deformable_detr_r50": coco_deformable_detr_r50,
     "coco_detr_r50": coco_detr_r50,
@@ -51,6 +56,7 @@ RECIPES = {
     "digits_segmentation": digits_segmentation,
     "folder": folder,
     "instances": instances,
+    "pets_unet": pets_unet,
 }
 
 __all__ = [
@@ -75,8 +81,10 @@ __all__ = [
     "SegmenterConfig",
     "TaskConfig",
     "TrainConfig",
+    "ade20k_segmenter_s16_mask",
     "arrays",
     "camvid_unet",
+    "cityscapes_deeplabv3plus_r50",
     "coco_centernet_r18",
     "coco_deformable_detr_r50",
     "coco_detr_r50",
@@ -93,5 +101,6 @@ __all__ = [
     "from_dict",
     "instances",
     "overlay",
+    "pets_unet",
     "to_dict",
 ]
