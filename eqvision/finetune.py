@@ -1,6 +1,7 @@
 """Beginning with other parameters than fresh ones: those of a run or published weights, as the start of training, or as
 a teacher that does not change."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,11 @@ from eqvision.layers import resample_grid
 from eqvision.names import nearest
 from eqvision.predict import load_run
 from eqvision.pretrained.leaf_names import named_arrays, with_leaves
-from eqvision.recipes import DetectionConfig, TrainConfig
+from eqvision.recipes import DetectionConfig, SegmentationConfig, TrainConfig
 from eqvision.run_folder import RunFolder
+from eqvision.segmenters import Segmenter, UNet
 from eqvision.state import Teacher
-from eqvision.zoo import DETECTORS, MODELS
+from eqvision.zoo import DETECTORS, MODELS, SEGMENTERS
 
 Leaves = dict[str, Array]
 
@@ -46,8 +48,8 @@ def start_from(init: str | Path, model: Any, stats: eqx.nn.State) -> tuple[Any, 
 
     ``init`` is a run folder, of which the newest checkpoint is taken (its average, where it keeps one), or published
     weights: ``MODEL`` or ``MODEL:SOURCE``, with a name of the zoo and what ``eqvision eval MODEL --weights SOURCE``
-    takes. From a classifier to a detector, and back, the backbone alone goes over. Between two of a kind all does, but
-    for a classification layer of another shape, which stays fresh. Learned positions are resampled to the new grid,
+    takes. Between a classifier, a detector and a segmenter the backbone alone goes over. Between two of a kind all does
+    but a classification layer of another shape, which stays fresh. Learned positions are resampled to the new grid,
     and the statistics of batch norms become parameters where they are frozen. What stays fresh, is left out or is
     resampled is said on stderr.
 
@@ -66,18 +68,24 @@ def _start(init: str, model: Any) -> Start:
     folder, name = RunFolder(init), init.partition(":")[0]
     if folder.config_file.exists():
         return _run(folder)
-    if name in MODELS or name in DETECTORS:
+    known = [*MODELS, *DETECTORS, *SEGMENTERS]
+    if name in known:
         return _published(name, init.partition(":")[2] or None, model)
     if not folder.path.exists() and len(Path(name).parts) == 1:
-        raise nearest(name, [*MODELS, *DETECTORS], f"--init {init}: no run folder is there, and model")
+        raise nearest(name, known, f"--init {init}: no run folder is there, and model")
     return _run(folder)
 
 
 def _run(folder: RunFolder) -> Start:
-    if folder.config_file.exists() and isinstance(folder.config(), DetectionConfig):
+    config = folder.config() if folder.config_file.exists() else None
+    if isinstance(config, DetectionConfig):
         from eqvision.predict_objects import load_detector_run  # which needs the problems, and they need this
 
         run = load_detector_run(folder.path)
+    elif isinstance(config, SegmentationConfig):
+        from eqvision.predict_pixels import load_segmenter_run  # likewise
+
+        run = load_segmenter_run(folder.path)
     else:
         run = load_run(folder.path)
     return Start(run.model, run.stats, run.config.model.name, f"{folder.path}, step {run.step}")
@@ -88,22 +96,36 @@ def _published(name: str, source: str | None, model: Any) -> Start:
     from eqvision.pretrained.load import read_model  # all layouts are behind it
 
     # Where the head is not used, weights without one will do.
-    backbone_only = isinstance(model, Classifier) != (name in MODELS)
+    tables = {"classifier": MODELS, "detector": DETECTORS, "segmenter": SEGMENTERS}
+    backbone_only = name not in tables[_kind(model)]
     sizes = Sizes(num_classes=1 if backbone_only else None, in_channels=model.backbone.in_channels)
     loaded = read_model(name, source, sizes)
     return Start(loaded.model, loaded.state, name, f"published weights of {name}, {loaded.path}")
 
 
 class _Kinds(NamedTuple):
-    """What may differ: all but the backbone, or what begins so."""
+    """What may differ: all but the backbone, or what matches this expression."""
 
     backbone_only: bool
-    head: str
+    head: re.Pattern[str]
+
+
+# Of each kind of model, what depends on the number of classes: of detectors DETR's, CenterNet's, and R-CNN's layers.
+HEADS = {
+    "classifier": re.compile(r"head\."),
+    "detector": re.compile(r"head\.(classes|heatmap)\.|box_heads\.\d+\.(logits|deltas)\.|mask_head\.logits\."),
+    "segmenter": re.compile(r"(head|auxiliary)\."),
+}
+
+
+def _kind(model: Any) -> str:
+    if isinstance(model, Classifier):
+        return "classifier"
+    return "segmenter" if isinstance(model, (Segmenter, UNet)) else "detector"
 
 
 def _kinds(old: Any, new: Any) -> _Kinds:
-    detector = not isinstance(new, Classifier)
-    return _Kinds(isinstance(old, Classifier) == detector, "head.classes." if detector else "head.")
+    return _Kinds(_kind(old) != _kind(new), HEADS[_kind(new)])
 
 
 def _copied(old: Leaves, new: Leaves, kinds: _Kinds, notes: list[str], what: str) -> Leaves:
@@ -148,8 +170,8 @@ def _other_parts(old: Leaves, new: Leaves) -> list[str]:
     return [f"  the backbone alone; left out: {parts(old) or 'nothing'}; fresh: {parts(new) or 'nothing'}"]
 
 
-def _fits(name: str, old: Leaves, new: Leaves, head: str) -> bool:
-    if name.startswith(head):
+def _fits(name: str, old: Leaves, new: Leaves, head: re.Pattern[str]) -> bool:
+    if head.match(name):
         return True
     if name not in old or name not in new:
         return False

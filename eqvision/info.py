@@ -2,6 +2,8 @@
 
 import inspect
 import math
+import textwrap
+from pathlib import Path
 from typing import Any, cast
 
 import equinox as eqx
@@ -9,8 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from eqvision.counting import count
+from eqvision.problems.detection import build_detector
+from eqvision.problems.segmentation import build_segmenter
+from eqvision.recipes import DetectionConfig, RunConfig, SegmentationConfig, TrainConfig
+from eqvision.run_folder import RunFolder, model_kind, read_rows
+from eqvision.setup import build_model
 from eqvision.types import PaddedImages, TokenFeatures
 from eqvision.zoo import MODELS, create, row_of
+
+MOST_FIGURES = 6  # of a run's last evaluation
 
 
 def describe(name: str, *, image_size: int = 224, num_classes: int | None = None, in_channels: int = 3) -> str:
@@ -26,10 +35,15 @@ def describe(name: str, *, image_size: int = 224, num_classes: int | None = None
     images = jax.ShapeDtypeStruct((1, image_size, image_size, in_channels), jnp.float32)
     sizes: Any = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     inputs = images if name in MODELS else PaddedImages(cast(Any, images), sizes)
+    head = f"{name}, {image_size}x{image_size}x{in_channels}, {_classes(name, num_classes)} classes"
+    return "\n".join([head, *_lines(model, state, images, inputs)])
+
+
+def _lines(model: Any, state: Any, images: Any, inputs: Any) -> list[str]:
+    """What is counted; all arguments are shapes."""
     counts = count(model, inputs, state)
     features = eqx.filter_eval_shape(lambda m, s, x: m.backbone(x, s)[0], model, state, images)
-    lines = [
-        f"{name}, {image_size}x{image_size}x{in_channels}, {_classes(name, num_classes)} classes",
+    return [
         f"  parameters      {counts.params:,} ({counts.params * 4 / 1e6:.1f} MB in float32)",
         f"  multiply-adds   {counts.macs / 1e9:.3f} G for one image",
         f"  activations     {counts.activations / 1e6:.2f} M put out by matrix products and convolutions",
@@ -38,7 +52,54 @@ def describe(name: str, *, image_size: int = 224, num_classes: int | None = None
         "  parameters by part",
         *(f"    {part:<28}{size:>14,}" for part, size in _parts(model).items()),
     ]
-    return "\n".join(lines)
+
+
+def describe_run(path: str | Path) -> str:
+    """The same of the model of a run folder, for one image of the size that it is trained with; and above it the run's
+    classes, newest checkpoint and last figures. Raises RunFolderError where there is no run."""
+    folder = RunFolder(path)
+    config, num_classes = folder.config(), folder.read()["num_classes"]
+    model, state = eqx.filter_eval_shape(lambda: _build(config, num_classes))
+    height, width = _size(config)
+    images = jax.ShapeDtypeStruct((1, height, width, config.model.in_channels), jnp.float32)
+    padded = PaddedImages(cast(Any, images), cast(Any, jax.ShapeDtypeStruct((1, 2), jnp.int32)))
+    inputs = images if isinstance(config, TrainConfig) else padded
+    what = f"the {model_kind(config)} {config.model.name}, {height}x{width}x{config.model.in_channels}"
+    head = f"{folder.path}: a run of {what}, {num_classes} classes"
+    return "\n".join([head, *_progress(folder), *_lines(model, state, images, inputs)])
+
+
+def _build(config: RunConfig, num_classes: int) -> tuple[Any, eqx.nn.State]:
+    """As the run builds it."""
+    if isinstance(config, DetectionConfig):
+        return build_detector(config, num_classes)
+    return (
+        build_segmenter(config, num_classes)
+        if isinstance(config, SegmentationConfig)
+        else build_model(config, num_classes)
+    )
+
+
+def _size(config: RunConfig) -> tuple[int, int]:
+    """Height and width of training images."""
+    if isinstance(config, TrainConfig):
+        return config.model.image_size, config.model.image_size
+    return config.data.size
+
+
+def _progress(folder: RunFolder) -> list[str]:
+    """How far a run is."""
+    names, rows = folder.class_names(), read_rows(folder)
+    steps = sorted(int(each.name) for each in folder.checkpoints.glob("*") if each.name.isdecimal())
+    figures = {name: value for row in rows for name, value in row.items() if name.startswith("test/")}  # the last ones
+    shown = ", ".join(
+        f"{name.removeprefix('test/')} {value:.4f}" for name, value in list(figures.items())[:MOST_FIGURES]
+    )
+    return [
+        f"  classes         {textwrap.shorten(', '.join(names), 90, placeholder=' ...') or 'without names'}",
+        f"  checkpoint      {f'step {steps[-1]}' if steps else 'none yet'}",
+        f"  last test       {shown or 'none yet'}",
+    ]
 
 
 def _classes(name: str, num_classes: int | None) -> int:

@@ -21,7 +21,6 @@ from jaxtyping import Array, Float, Float32, Float64, Num, UInt8
 from eqvision.data import decode_image, normalize
 from eqvision.data.detection.sizes import Size
 from eqvision.data.segmentation import SegmentationExample, find_segmentation
-from eqvision.evaluators.console import progress_bar
 from eqvision.mesh import make_mesh
 from eqvision.ops import restored_logits, sliding_window_on_host
 from eqvision.predict import loop_here, newest_state, require_file
@@ -94,17 +93,15 @@ def label_pixels(
 
 def _labelled(run: SegmenterRun, paths: Sequence[Path], windows: Windows | None) -> Iterator[LabelledImage]:
     plan = eval_plan(run.config.data)
-    with progress_bar(len(paths), "labelling pixels", "image") as bar:
-        for path in paths:
-            example = _prepared(run, plan, path)
-            logits = _whole(run, example.image) if windows is None else _slid(run, example.image, windows)
-            height, width = example.image.shape[:2]
-            if (height, width) != example.original_size:
-                logits = restored_logits(logits, (height, width), example.original_size)
-            labels = logits.argmax(axis=-1).astype(np.uint8)
-            counts = np.bincount(labels.ravel(), minlength=len(run.class_names))
-            yield LabelledImage(path, labels, counts / labels.size)
-            bar.update(1)
+    for path in paths:
+        example = _prepared(run, plan, path)
+        logits = _whole(run, example.image) if windows is None else _slid(run, example.image, windows)
+        height, width = example.image.shape[:2]
+        if (height, width) != example.original_size:
+            logits = restored_logits(logits, (height, width), example.original_size)
+        labels = logits.argmax(axis=-1).astype(np.uint8)
+        counts = np.bincount(labels.ravel(), minlength=len(run.class_names))
+        yield LabelledImage(path, labels, counts / labels.size)
 
 
 def _check_windows(windows: Windows) -> None:
@@ -246,4 +243,5 @@ def _has_names(data: Any) -> bool:
     """Whether the data say how their classes are called, so that no label file needs to be read for it."""
     if data.kind != "folder" or not data.path:
         return True
-    return find_segmentation(Path(data.path), data.test_split, data.layout or None).class_names is not None
+    root = Path(data.path).expanduser().absolute()
+    return find_segmentation(root, data.test_split, data.layout or None).class_names is not None

@@ -169,6 +169,7 @@ def _line(pair: LabelPair, class_names: Sequence[str], least_side: int) -> list[
 
 
 def enlarged(pixels: UInt8[np.ndarray, "h w 3"], least_side: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Times a whole number, so that the longer side is at least ``least_side``."""
     factor = max(1, -(-least_side // max(pixels.shape[:2])))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from toy_detection import toy_centernet, toy_mask_rcnn
 
 from eqvision import finetune
 from eqvision.backbones.resnet import ConvNorm
@@ -23,6 +24,7 @@ from eqvision.pretrained.leaf_names import named_arrays
 from eqvision.problems import detection_problem
 from eqvision.problems.detection import build_detector
 from eqvision.recipes import RECIPES, DetectionConfig, OptimizerConfig
+from eqvision.segmenters import unet
 from eqvision.zoo import builder
 
 CONFIGS = {name: recipe() for name, recipe in RECIPES.items() if isinstance(recipe(), DetectionConfig)}
@@ -268,6 +270,21 @@ def test_a_detector_gives_all_but_a_head_of_other_classes(monkeypatch, capsys):
     assert same(found, fresh, head)
     assert same(found, there, [name for name in there if name not in head and not name.startswith("stats.")])
     assert "head.classes.bias: fresh, (1, 3) instead of (1, 5)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "fresh"),
+    [
+        (toy_mask_rcnn, {"box_heads.0.logits", "box_heads.0.deltas", "mask_head.logits"}),
+        (toy_centernet, {"head.heatmap.out"}),
+        (functools.partial(unet, width=4, depth=1), {"head.conv"}),
+    ],
+)
+def test_other_models_give_all_but_what_tells_classes(monkeypatch, row, fresh):
+    old, new = filled(row, 0, 3), filled(row, 1, 4)
+    found, there = begun(monkeypatch, old, "toy", new), named_arrays(*old)
+    others = {name for name, leaf in there.items() if not np.array_equal(found[name], leaf)}
+    assert {name.rpartition(".")[0] for name in others} == fresh
 
 
 def test_another_backbone_and_another_number_of_queries_are_refused(monkeypatch):

@@ -77,7 +77,7 @@ def _check_target(options: ExportOptions) -> None:
 
 def _model(options: ExportOptions) -> "ModelFile":
     from eqvision.export import model_of_run
-    from eqvision.zoo import DETECTORS, MODELS
+    from eqvision.zoo import DETECTORS, MODELS, SEGMENTERS
 
     path, known = Path(options.source), [*MODELS, *DETECTORS]
     if path.is_dir() and (options.source not in known or (path / "config.yaml").exists()):
@@ -87,6 +87,8 @@ def _model(options: ExportOptions) -> "ModelFile":
         return _zoo(options)
     if "/" in options.source:
         raise FileNotFoundError(f"there is no run folder {path.absolute()}")
+    if options.source in SEGMENTERS:
+        fail(f"{options.source} is a segmenter, and models are exported of classifiers and detectors")
     fail(f"{options.source} is no run folder, and {unknown('model', options.source, known)}")
 
 

@@ -9,11 +9,12 @@ from typing import Annotated
 import tyro
 
 from eqvision.commands.arguments import fail, parse, parse_recipe, unknown
-from eqvision.recipes import DetectionConfig, TrainConfig
+from eqvision.recipes import DetectionConfig, SegmentationConfig, TrainConfig
 
 USAGE = """usage: eqvision viz data RECIPE [options of train] [--out FILE.png] [--step 1] [--count N]
            the first images of a training step's batch after all augmentation, with labels, shares and weights;
-           for a detector with boxes, names of classes, masks where it learns them, and padding in stripes
+           for a detector with boxes, names of classes, masks where it learns them, and padding in stripes;
+           for a segmenter beside the same under the colours of its classes
        eqvision viz attention RUN_FOLDER IMAGE... [--out FOLDER]
            where a vision transformer looks: every layer and head, and the rollout"""
 
@@ -54,6 +55,8 @@ def draw_data(arguments: list[str]) -> None:
         fail(f"--out {path} is the picture here and not a run folder; expected a name that ends in .png")
     if isinstance(config, DetectionConfig):
         print(_draw_objects(config, path, rest[0], given.step, given.count))
+    elif isinstance(config, SegmentationConfig):
+        print(_draw_pixels(config, path, rest[0], given.step, given.count))
     else:
         print(_draw_labels(config, path, rest[0], given.step, given.count))
 
@@ -72,6 +75,14 @@ def _draw_objects(config: DetectionConfig, path: Path, recipe: str, step: int, c
     batch = detection_batch(config, step, DETECTION_COUNT if count is None else count)
     title = _title(recipe, len(batch.images), batch.size, step)
     return draw_detection_batch(batch, path, f"{title}\n{_detection_changes(config)}")
+
+
+def _draw_pixels(config: SegmentationConfig, path: Path, recipe: str, step: int, count: int | None) -> Path:
+    from eqvision.viz_segmentation import draw_segmentation_batch, segmentation_batch
+
+    batch = segmentation_batch(config, step, DETECTION_COUNT if count is None else count)
+    title = _title(recipe, len(batch.images), batch.size, step)
+    return draw_segmentation_batch(batch, path, f"{title}\n{_segmentation_changes(config)}")
 
 
 def _title(recipe: str, shown: int, size: int, step: int) -> str:
@@ -100,6 +111,16 @@ def _changes(config: TrainConfig) -> str:
 def _detection_changes(config: DetectionConfig) -> str:
     data = config.data
     steps = [f"transform {data.transform}", *([f"flip {data.flip:g}"] if data.flip else [])]
+    return ", ".join([*steps, *([f"color jitter {data.color_jitter:g}"] if data.color_jitter else [])])
+
+
+def _segmentation_changes(config: SegmentationConfig) -> str:
+    data = config.data
+    steps = [
+        f"transform {data.transform}",
+        *([f"scale {data.scale[0]:g} to {data.scale[1]:g}"] if data.transform == "crop" else []),
+    ]
+    steps += [f"flip {data.flip:g}"] if data.flip else []
     return ", ".join([*steps, *([f"color jitter {data.color_jitter:g}"] if data.color_jitter else [])])
 
 

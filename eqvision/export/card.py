@@ -13,7 +13,7 @@ from eqvision.data import EVAL_CROP_FRACTIONS
 from eqvision.export.rebuild import rebuild
 from eqvision.models import Model
 from eqvision.pretrained.leaf_names import named_tensors
-from eqvision.recipes import DataConfig, DetectionConfig
+from eqvision.recipes import DataConfig, DetectionConfig, SegmentationConfig
 from eqvision.run_folder import RunFolder, versions
 from eqvision.zoo import DETECTORS, create, default_classes
 
@@ -63,7 +63,7 @@ class ModelFile(NamedTuple):
 
 
 def model_of_run(path: str | Path) -> ModelFile:
-    """The newest checkpoint of a run folder. Raises what ``load_run`` raises.
+    """The newest checkpoint of a run folder. Raises what ``load_run`` raises, RunFolderError for a segmenter's run.
 
     Dropout, rematerialisation and the implementation of attention are the zoo's: a file holds numbers, not how they
     are computed, and a fused kernel of one device would tie the program to it.

@@ -1,7 +1,7 @@
 """Semantic segmentation: a class for each pixel."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import equinox as eqx
 import jax
