@@ -16,8 +16,8 @@ from eqvision.problems.segmentation import build_segmenter
 from eqvision.recipes import DetectionConfig, RunConfig, SegmentationConfig, TrainConfig
 from eqvision.run_folder import RunFolder, model_kind, read_rows
 from eqvision.setup import build_model
-from eqvision.types import PaddedImages, TokenFeatures
-from eqvision.zoo import MODELS, create, row_of
+from eqvision.types import MaskPrompts, PaddedImages, PromptedImages, TokenFeatures
+from eqvision.zoo import MODELS, PROMPTED, create, row_of
 
 MOST_FIGURES = 6  # of a run's last evaluation
 
@@ -33,10 +33,23 @@ def describe(name: str, *, image_size: int = 224, num_classes: int | None = None
         )
     )
     images = jax.ShapeDtypeStruct((1, image_size, image_size, in_channels), jnp.float32)
+    what = "masks of a prompt" if name in PROMPTED else "classes"
+    head = f"{name}, {image_size}x{image_size}x{in_channels}, {_classes(name, num_classes)} {what}"
+    return "\n".join([head, *_lines(model, state, images, _inputs(name, images))])
+
+
+def usual_image_size(name: str) -> int:
+    """What is described where no size is asked for: that of ImageNet, or the one that a model with prompts is for."""
+    return 1024 if name in PROMPTED else 224
+
+
+def _inputs(name: str, images: Any) -> Any:
+    """An image; with its size, or with one click, where the model asks for that."""
+    if name in PROMPTED:
+        points, labels = jax.ShapeDtypeStruct((1, 1, 1, 2), jnp.float32), jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
+        return PromptedImages(images, MaskPrompts(cast(Any, points), cast(Any, labels)))
     sizes: Any = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    inputs = images if name in MODELS else PaddedImages(cast(Any, images), sizes)
-    head = f"{name}, {image_size}x{image_size}x{in_channels}, {_classes(name, num_classes)} classes"
-    return "\n".join([head, *_lines(model, state, images, inputs)])
+    return images if name in MODELS else PaddedImages(images, sizes)
 
 
 def _lines(model: Any, state: Any, images: Any, inputs: Any) -> list[str]:

@@ -96,9 +96,11 @@ def _own_card(path: Path) -> ExportCard | None:
 
 def _of_own(card: ExportCard) -> _Prepared:
     origin = f"by the header of the file ({card.origin})"
-    if card.transform == "detr":
+    if card.transform in ("detr", "resize"):
         return _Prepared(card.sides, None, card.mean, card.std, origin)
-    return _Prepared((SHORTEST, LONGEST), card.image_size, card.mean, card.std, origin, card.transform == "lsj")
+    return _Prepared(
+        (SHORTEST, LONGEST), card.image_size, card.mean, card.std, origin, card.transform in ("lsj", "shifted")
+    )
 
 
 def _of_card(name: str, source: str | Path | None) -> _Prepared | None:

@@ -226,7 +226,7 @@ def test_one_of_two_sections_is_known_by_its_fields(part):
 
 
 def test_a_section_that_is_neither_names_the_field():
-    with pytest.raises(ValueError, match="part.wieght does not exist; nearest"):
+    with pytest.raises(ValueError, match=r"part\.wieght does not exist; nearest"):
         from_dict(Either, {"part": {"wieght": 1.0}})
 
 

@@ -208,7 +208,8 @@ class VitDet(eqx.Module):
         """Places in the network: of each stack's blocks, and for the residual convolutions that of the block before."""
         blocks = [step for step in self.steps if step != "residual"]
         numbers = {f"{kind}_blocks": tuple(i for i, step in enumerate(blocks) if step == kind) for kind in set(blocks)}
-        residual = tuple(place - 1 - n for n, place in enumerate(i for i, s in enumerate(self.steps) if s == "residual"))
+        places = [place for place, step in enumerate(self.steps) if step == "residual"]
+        residual = tuple(place - 1 - number for number, place in enumerate(places))
         return {**numbers, "residuals": residual} if residual else numbers
 
     def _embed(self, images: Images) -> Float[Array, "b gh gw d"]:

@@ -17,7 +17,7 @@ class InfoOptions:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL_OR_RUN")]
     """Name in the zoo, or a run folder."""
     image_size: int | None = None
-    """Model only: height and width in pixels; default 224."""
+    """Model only: height and width in pixels; default 224, or 1024 for models that take prompts."""
     num_classes: int | None = None
     """Model only: classes; None takes 1000, or a detector's own."""
     in_channels: int | None = None
@@ -38,14 +38,14 @@ def run(arguments: list[str]) -> None:
 
         print(describe_run(options.model))
         return
-    from eqvision.info import describe
+    from eqvision.info import describe, usual_image_size
     from eqvision.pretrained.cards import cards
     from eqvision.pretrained.cards.text import describe_card
 
     print(
         describe(
             options.model,
-            image_size=options.image_size or 224,
+            image_size=options.image_size or usual_image_size(options.model),
             num_classes=options.num_classes,
             in_channels=options.in_channels or 3,
         )

@@ -48,7 +48,7 @@ class Card:
     """Versions of Python and the packages that wrote the file."""
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the zoo's builder that differ from the model's row: what published weights were trained with."""
-    transform: Literal["", "fixed", "lsj", "detr"] = ""
+    transform: Literal["", "fixed", "lsj", "shifted", "detr", "resize"] = ""
     """Detectors: both sides to the size; as large as fits into it; or ``sides``. The rest is padding."""
     sides: tuple[int, int] = (0, 0)
     """Detectors, transform detr: length of the shorter side, and the most that the longer one may have."""

@@ -110,7 +110,8 @@ class DetectionEvaluator:
         masks = None if paste is None else self._problem.test_source.truth_masks(index)
         coco.add_truth(index, truth.boxes, truth.labels, area=truth.area, crowd=truth.iscrowd, masks=masks)
         named = found.valid & (found.labels < classes)  # the head may have classes that the data has not
-        boxes, scores, labels = (each[named] for each in (found.boxes, found.scores, found.labels))
+        named = np.asarray(named)
+        boxes, scores, labels = (np.asarray(each)[named] for each in (found.boxes, found.scores, found.labels))
         coco.add_detections(index, boxes, scores, labels, masks=_pasted(found, named, size, paste))
 
 

@@ -68,7 +68,7 @@ class Segmentation:
             self.source,
             batch_size=self.config.loop.batch_size,
             seed=self.config.seed,
-            canvas=plan.canvas,
+            canvas=data.size,
             transform=plan.transform,
             num_threads=data.num_threads,
             start_step=start_step,
