@@ -80,7 +80,7 @@ def label_pixels(
     """The class of each pixel of each image, one image after the other.
 
     Images are prepared as in the run's evaluation, and logits brought back to the size of the file before the highest
-    one is taken. Whole images are filled up to multiples of 32 pixels: one program is compiled for each such shape.
+    one is taken. Whole images are filled up to multiples of 8 pixels: one program is compiled for each such shape.
     With ``windows`` a single one is compiled, for all images. Raises ValueError for windows without pixels or with
     gaps, FileNotFoundError before anything is computed, CorruptImageError.
     """
@@ -130,49 +130,36 @@ def _prepared(run: SegmenterRun, plan: Plan, path: Path) -> SegmentationExample:
 def _whole(run: SegmenterRun, image: UInt8[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w k"]:
     """Logits of an image that is filled up at the bottom and at the right, as in a batch of its own."""
     height, width = image.shape[:2]
-    filled = np.pad(image, ((0, -height % MULTIPLE), (0, -width % MULTIPLE), (0, 0)))
+    filled = np.pad(_normalized(run, image), ((0, -height % MULTIPLE), (0, -width % MULTIPLE), (0, 0)))
     return np.asarray(_logits(run, filled[None]))[0, :height, :width]
 
 
 def _slid(run: SegmenterRun, image: UInt8[np.ndarray, "h w c"], windows: Windows) -> Float32[np.ndarray, "h w k"]:
-    data = run.config.data
     return sliding_window_on_host(
         functools.partial(_logits, run),
-        np.asarray(normalize(image, data.mean, data.std), np.float32),
+        _normalized(run, image),
         window=windows.size,
         stride=_stride(windows),
         windows_at_once=windows.at_once,
     )
 
 
+def _normalized(run: SegmenterRun, image: UInt8[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w c"]:
+    return np.asarray(normalize(image, run.config.data.mean, run.config.data.std), np.float32)
+
+
 def _logits(run: SegmenterRun, images: Num[np.ndarray, "b h w c"]) -> Float[Array, "b h w k"]:
-    """Of the classes that have names; pixels 0..255 are normalised, floats are already."""
-    data = run.config.data
-    return _program(
-        run.model,
-        run.stats,
-        images,
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        dtype=run.config.loop.compute_dtype,
-        classes=len(run.class_names),
-    )
+    """Of the classes that have names, for normalised images."""
+    dtype = run.config.loop.compute_dtype
+    return _program(run.model, run.stats, images, dtype=dtype, classes=len(run.class_names))
 
 
-@functools.partial(jax.jit, static_argnames=("mean", "std", "dtype", "classes"))
+@functools.partial(jax.jit, static_argnames=("dtype", "classes"))
 def _program(
-    model: Any,
-    stats: eqx.nn.State,
-    images: Num[Array, "b h w c"],
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    dtype: str,
-    classes: int,
+    model: Any, stats: eqx.nn.State, images: Num[Array, "b h w c"], *, dtype: str, classes: int
 ) -> Float[Array, "b h w k"]:
     """As the run's evaluation computes them."""
-    inputs = normalize(images, mean, std) if images.dtype == jnp.uint8 else images
-    return model(jnp.asarray(inputs, jnp.dtype(dtype)), stats)[0][..., :classes]
+    return model(jnp.asarray(images, jnp.dtype(dtype)), stats)[0][..., :classes]
 
 
 # What is made of it

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import eqvision.predict_pixels as predict_module
 import eqvision.problems.segmentation as problem_module
 import eqvision.train as train_module
 from eqvision.data.segmentation import DigitSegmentation
@@ -46,11 +47,13 @@ class VoidScenes(DigitSegmentation):
 
 
 def install(monkeypatch, *, devices=1, sources=VoidScenes):
-    """The toys in the zoo, so many devices for ``train``, and ``sources(split)`` in place of the recipe's data."""
+    """The toys in the zoo, so many devices for ``train``, and ``sources(split)`` in place of the recipe's data, which
+    None leaves as they are."""
     for name, row in TOYS.items():
         monkeypatch.setitem(SEGMENTERS, name, row)
     monkeypatch.setattr(train_module, "make_mesh", lambda config=None: make_mesh(num_devices=devices))
-    monkeypatch.setattr(problem_module, "load_segmentation", lambda data, channels, split, names=None: sources(split))
+    for module in (problem_module, predict_module) if sources else ():
+        monkeypatch.setattr(module, "load_segmentation", lambda data, channels, split, names=None: sources(split))
 
 
 def toy_config(out: Path | str, *, model="toy_unet", **optimizer) -> SegmentationConfig:
@@ -86,5 +89,3 @@ def emptied(batch, rows):
     labels = batch.labels.copy()
     labels[rows] = IGNORE_LABEL
     return batch._replace(labels=labels)
-
-

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from eqvision.counting import count
-from eqvision.data import normalize
+from eqvision.data.detection import normalize_padded
 from eqvision.data.segmentation import SegmentationStream, segmentation_eval_stream, segmentation_train_stream
 from eqvision.keys import StepKeys
 from eqvision.losses import (
@@ -34,7 +34,7 @@ from eqvision.run_folder import Row, RunFolder
 from eqvision.types import SegmentationBatch
 from eqvision.zoo import DETECTORS, MODELS, SEGMENTERS, builder
 
-MULTIPLE = 32  # pixels, of the sides of evaluated batches: the stride of the models
+MULTIPLE = 8  # pixels, of the sides of evaluated batches: little padding, and few shapes to compile for
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,9 @@ class Segmentation:
         return loss + self.config.model.auxiliary_weight * extra, terms, new
 
     def _images(self, batch: SegmentationBatch) -> Array:
-        images = normalize(batch.images, self.config.data.mean, self.config.data.std)
-        return jnp.asarray(images, jnp.dtype(self.config.loop.compute_dtype))
+        """Padding has the colour of the mean: networks continue images so at their borders, too."""
+        images = normalize_padded(batch.images, batch.size, self.config.data.mean, self.config.data.std).images
+        return images.astype(jnp.dtype(self.config.loop.compute_dtype))
 
     def evaluate_batch(
         self, model: Any, batch: SegmentationBatch, stats: eqx.nn.State
