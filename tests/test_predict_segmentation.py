@@ -230,7 +230,7 @@ def test_other_classes_are_not_evaluated(folder, tmp_path, monkeypatch):
     write_folder(tmp_path / "data", "val", [0, 3])
     (tmp_path / "data" / "classes.txt").write_text("sky\nroad\n")
     toy_segmentation.install(monkeypatch, sources=None)
-    with pytest.raises(ValueError, match="has the classes sky, road, and the run has background, 0, 1, 2, 3 ...; exp"):
+    with pytest.raises(ValueError, match=r"has the classes sky, road, and the run has background, 0, 1, 2, 3 \.\.\.; "):
         evaluate_segmenter_run(folder, data_path=str(tmp_path / "data"), split="val")
 
 
