@@ -3,6 +3,9 @@
 from functools import partial
 from pathlib import Path
 
+import jax
+import numpy as np
+
 import eqvision.predict_pixels as predict_module
 import eqvision.problems.segmentation as problem_module
 import eqvision.train as train_module
@@ -75,6 +78,12 @@ def toy_config(out: Path | str, *, model="toy_unet", **optimizer) -> Segmentatio
 def toy_problem(config: SegmentationConfig, test=None) -> Segmentation:
     """The problem of ``toy_config``, evaluated on given scenes."""
     return Segmentation(config, VoidScenes("train"), test or VoidScenes("test"), CLASSES)
+
+
+def logits_of(model, stats, images):
+    """Of pixels 0..255, on the host."""
+    prepared = (images.astype(np.float32) / 255 - np.float32(0.3)) / np.float32(0.2)
+    return np.asarray(jax.jit(lambda m, s, x: m(x, s)[0])(model, stats, prepared))
 
 
 def weightless(batch, rows, junk):

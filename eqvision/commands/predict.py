@@ -53,7 +53,7 @@ class PredictOptions:
     --everything the points, default 64; with --window the windows, default 4."""
     window: tuple[int, int] | None = None
     """Segmenter only: height and width of windows that slide over each image, whose logits are averaged. Default: each
-    image as a whole, and one compilation for each shape, in steps of 32 pixels."""
+    image as a whole, and one compilation for each shape, in steps of 8 pixels."""
     stride: tuple[int, int] | None = None
     """With --window: pixels from window to window, down and across; default two thirds of the window."""
     prompt_points: tuple[tuple[float, float, int], ...] = ()

@@ -24,5 +24,5 @@ def digits_segmentation() -> SegmentationConfig:
         ),
         optimizer=OptimizerConfig(learning_rate=5e-3, weight_decay=1e-4, clip_norm=1.0),
         schedule=ScheduleConfig(warmup_steps=30),
-        loop=LoopConfig(epochs=4.0, batch_size=16, eval_batch_size=32, log_every=32, eval_every=256),
+        loop=LoopConfig(epochs=3.5, batch_size=16, eval_batch_size=32, log_every=32, eval_every=256),
     )
