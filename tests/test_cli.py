@@ -342,7 +342,8 @@ def options_of(section, prefix: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
-def test_help_of_a_recipe_mentions_every_option_with_its_default(recipe, capsys):
+def test_help_of_a_recipe_mentions_every_option_with_its_default(recipe, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")  # in one column of boxes
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", recipe, "--help"])
     assert caught.value.code == 0
