@@ -121,8 +121,8 @@ def test_wrong_words_are_named(key, unchecked):
         DETRDecoder(1, 16, 2, 8, remat="some", key=key)
     with pytest.raises(ValueError, match=r"norm 'group' is unknown; choose from \('batch', 'frozen'\)"):
         resnet(50, norm="group", key=key)
-    with pytest.raises(ValueError, match="kind 'segmenter' of model is unknown"):
-        eqvision.list_models(kind="segmenter")
+    with pytest.raises(ValueError, match="kind 'tracker' of model is unknown"):
+        eqvision.list_models(kind="tracker")
 
 
 # The backbone's options

@@ -281,8 +281,8 @@ def test_recipes_build_and_say_how_to_run_them(name):
         assert config.model.name in list_models()
         make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
     else:
-        assert isinstance(config, DetectionConfig)
-        assert config.model.name in list_models(kind="detector")
+        kind = "detector" if isinstance(config, DetectionConfig) else "segmenter"
+        assert config.model.name in list_models(kind=kind)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, 1000)
     assert float(schedule(config.schedule.warmup_steps)) == pytest.approx(config.optimizer.learning_rate)
     assert re.search(rf"^ *Command: eqvision train {name}\b", RECIPES[name].__doc__, re.MULTILINE)
