@@ -208,6 +208,7 @@ def test_models_that_do_not_fit_are_refused(coco):
         return dataclasses.replace(config, model=dataclasses.replace(config.model, **options))
 
     assert "is an image classifier" in refused(with_model(name="resnet18"))
+    assert "unet_small is a segmenter, and this recipe trains detectors" in refused(with_model(name="unet_small"))
     assert "nearest: detr_r50" in refused(with_model(name="detr_r5"), UnknownNameError)
     assert "100 is more than the 20 queries" in refused(with_model(num_queries=20))
     said = refused(with_model(name="mask_rcnn_small", num_queries=None, dropout=None))

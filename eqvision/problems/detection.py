@@ -29,7 +29,7 @@ from eqvision.problems.set_prediction import SetPredictionFamily
 from eqvision.recipes.detection_config import DetectionConfig
 from eqvision.run_folder import Row, RunFolder
 from eqvision.types import DetectionBatch, Detections, PaddedImages
-from eqvision.zoo import DETECTORS, MODELS, builder
+from eqvision.zoo import DETECTORS, MODELS, SEGMENTERS, builder
 
 TRAINED_BY = {
     SetPredictionConfig: "detectors of DETR's kind",
@@ -170,6 +170,10 @@ def require_detector(name: str) -> None:
         raise ValueError(
             f"--model.name {name} is an image classifier, and this recipe trains detectors (eqvision list --kind "
             f"detector). A run of it can be the start of a detector's backbone: --init RUN"
+        )
+    if name in SEGMENTERS:
+        raise ValueError(
+            f"--model.name {name} is a segmenter, and this recipe trains detectors (eqvision list --kind detector)"
         )
     if name not in DETECTORS:
         raise nearest(name, list(DETECTORS), "--model.name: detector")

@@ -13,7 +13,8 @@ def coco_vitdet_b() -> DetectionConfig:
     Published: box AP 51.6 and mask AP 45.9 on val2017 after 100 epochs (detectron2's projects/ViTDet). Not run here.
     Settings are those of its configuration: AdamW 1e-4 with layer decay 0.7, weight decay 0.1 but none on positions
     and norms, stochastic depth 0.1, batch 64, warm-up over 250 steps, a tenth of the rate after 88.9 % and 96.3 % of
-    the steps; large-scale jitter 0.1 to 2 into 1024x1024 pixels.
+    the steps; large-scale jitter 0.1 to 2 into 1024x1024 pixels. Other than there, the tables of relative positions do
+    not decay.
     Start: the published run starts from a ViT-B pre-trained as a masked autoencoder, which cannot be loaded into this
     model yet: it starts fresh here, or from a published detector (--init mask_rcnn_vitdet_b:FILE).
     """
