@@ -43,6 +43,17 @@ class TokenFeatures(NamedTuple):
     patches: Float[Array, "b h w d"]
 
 
+class TextTokens(NamedTuple):
+    """Texts as numbers of a vocabulary, filled up behind to one length: ``mask`` is True on what is text.
+
+    ``segments`` say for BERT which of two texts a token is of (0, 1); None for other models and single texts.
+    """
+
+    ids: Int[Array, "b n"]
+    mask: Bool[Array, "b n"]
+    segments: Int[Array, "b n"] | None = None
+
+
 class PaddedImages(NamedTuple):
     """Images of several sizes in one array: each lies at the top left, and behind it are zeros (after normalisation).
 
