@@ -20,11 +20,12 @@ from eqvision.layers import resample_grid
 from eqvision.names import nearest
 from eqvision.predict import load_run
 from eqvision.pretrained.leaf_names import named_arrays, with_leaves
-from eqvision.recipes import DetectionConfig, SegmentationConfig, TrainConfig
+from eqvision.recipes import DetectionConfig, PromptedConfig, SegmentationConfig, TrainConfig
 from eqvision.run_folder import RunFolder
 from eqvision.segmenters import Segmenter, UNet
+from eqvision.segmenters.sam import SAM
 from eqvision.state import Teacher
-from eqvision.zoo import DETECTORS, MODELS, SEGMENTERS
+from eqvision.zoo import DETECTORS, MODELS, PROMPTED, SEGMENTERS
 
 Leaves = dict[str, Array]
 
@@ -68,7 +69,7 @@ def _start(init: str, model: Any) -> Start:
     folder, name = RunFolder(init), init.partition(":")[0]
     if folder.config_file.exists():
         return _run(folder)
-    known = [*MODELS, *DETECTORS, *SEGMENTERS]
+    known = [*MODELS, *DETECTORS, *SEGMENTERS, *PROMPTED]
     if name in known:
         return _published(name, init.partition(":")[2] or None, model)
     if not folder.path.exists() and len(Path(name).parts) == 1:
@@ -86,6 +87,10 @@ def _run(folder: RunFolder) -> Start:
         from eqvision.predict_pixels import load_segmenter_run  # likewise
 
         run = load_segmenter_run(folder.path)
+    elif isinstance(config, PromptedConfig):
+        from eqvision.predict_prompted import load_prompted_run  # likewise
+
+        run = load_prompted_run(folder.path)
     else:
         run = load_run(folder.path)
     return Start(run.model, run.stats, run.config.model.name, f"{folder.path}, step {run.step}")
@@ -96,7 +101,7 @@ def _published(name: str, source: str | None, model: Any) -> Start:
     from eqvision.pretrained.load import read_model  # all layouts are behind it
 
     # Where the head is not used, weights without one will do.
-    tables = {"classifier": MODELS, "detector": DETECTORS, "segmenter": SEGMENTERS}
+    tables = {"classifier": MODELS, "detector": DETECTORS, "segmenter": SEGMENTERS, "prompted": PROMPTED}
     backbone_only = name not in tables[_kind(model)]
     sizes = Sizes(num_classes=1 if backbone_only else None, in_channels=model.backbone.in_channels)
     loaded = read_model(name, source, sizes)
@@ -115,12 +120,15 @@ HEADS = {
     "classifier": re.compile(r"head\."),
     "detector": re.compile(r"head\.(classes|heatmap)\.|box_heads\.\d+\.(logits|deltas)\.|mask_head\.logits\."),
     "segmenter": re.compile(r"(head|auxiliary)\."),
+    "prompted": re.compile(r"(?!)"),  # nothing does
 }
 
 
 def _kind(model: Any) -> str:
     if isinstance(model, Classifier):
         return "classifier"
+    if isinstance(model, SAM):
+        return "prompted"
     return "segmenter" if isinstance(model, (Segmenter, UNet)) else "detector"
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from eqvision.counting import count
+from eqvision.problems import make_problem
 from eqvision.problems.detection import build_detector
 from eqvision.problems.segmentation import build_segmenter
 from eqvision.recipes import DetectionConfig, RunConfig, SegmentationConfig, TrainConfig
@@ -40,7 +41,7 @@ def describe(name: str, *, image_size: int = 224, num_classes: int | None = None
 
 def usual_image_size(name: str) -> int:
     """What is described where no size is asked for: that of ImageNet, or the one that a model with prompts is for."""
-    return 1024 if name in PROMPTED else 224
+    return inspect.signature(row_of(name)).parameters["image_size"].default if name in PROMPTED else 224
 
 
 def _inputs(name: str, images: Any) -> Any:
@@ -72,6 +73,9 @@ def describe_run(path: str | Path) -> str:
     classes, newest checkpoint and last figures. Raises RunFolderError where there is no run."""
     folder = RunFolder(path)
     config, num_classes = folder.config(), folder.read()["num_classes"]
+    if not isinstance(config, (TrainConfig, DetectionConfig, SegmentationConfig)):
+        head = f"{folder.path}: a run of the {model_kind(config)} {config.model.name}"
+        return "\n".join([head, *_progress(folder), *_problem_lines(config)])
     model, state = eqx.filter_eval_shape(lambda: _build(config, num_classes))
     height, width = _size(config)
     images = jax.ShapeDtypeStruct((1, height, width, config.model.in_channels), jnp.float32)
@@ -82,7 +86,20 @@ def describe_run(path: str | Path) -> str:
     return "\n".join([head, *_progress(folder), *_lines(model, state, images, inputs)])
 
 
-def _build(config: RunConfig, num_classes: int) -> tuple[Any, eqx.nn.State]:
+def _problem_lines(config: RunConfig) -> list[str]:
+    """Of a run whose problem alone knows what its model takes; its data are looked at for that."""
+    problem = make_problem(config)
+    model, _ = eqx.filter_eval_shape(problem.build)
+    parts = _parts(model)
+    return [
+        f"  parameters      {sum(parts.values()):,} ({sum(parts.values()) * 4 / 1e6:.1f} MB in float32)",
+        f"  multiply-adds   {problem.forward_macs() / 1e9:.3f} G for one example",
+        "  parameters by part",
+        *(f"    {part:<28}{size:>14,}" for part, size in parts.items()),
+    ]
+
+
+def _build(config: TrainConfig | DetectionConfig | SegmentationConfig, num_classes: int) -> tuple[Any, eqx.nn.State]:
     """As the run builds it."""
     if isinstance(config, DetectionConfig):
         return build_detector(config, num_classes)
@@ -93,7 +110,7 @@ def _build(config: RunConfig, num_classes: int) -> tuple[Any, eqx.nn.State]:
     )
 
 
-def _size(config: RunConfig) -> tuple[int, int]:
+def _size(config: TrainConfig | DetectionConfig | SegmentationConfig) -> tuple[int, int]:
     """Height and width of training images."""
     if isinstance(config, TrainConfig):
         return config.model.image_size, config.model.image_size

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import Bool, UInt8
 
@@ -13,12 +14,15 @@ from eqvision.data import decode_image
 from eqvision.data.detection import UncompressedRLE, decode_mask, encode_uncompressed
 from eqvision.detection_pictures import blend_masks, class_color, colored, sheet_of
 from eqvision.evaluators.console import progress_bar
-from eqvision.predict import free_name, require_file
+from eqvision.predict import free_name, newest_state, require_file
 from eqvision.pretrained.assemble import Sizes
 from eqvision.pretrained.cards.card import IMAGENET_MEAN, IMAGENET_STD
 from eqvision.pretrained.errors import WeightsError
 from eqvision.pretrained.load import read_model
 from eqvision.pretrained.locate import locate
+from eqvision.problems.prompted import build_prompted
+from eqvision.recipes import PromptedConfig
+from eqvision.run_folder import RunFolder
 from eqvision.segmenters.sam import MaskSearch, Predictor, count_points, find_masks
 from eqvision.zoo import PROMPTED, row_of
 
@@ -79,6 +83,42 @@ def load_predictor(
     predictor = Predictor(loaded.model, loaded.state, prompts_per_batch=prompts_per_batch, max_points=max_points)
     _check_preprocessing(location.path, predictor.side)
     return predictor
+
+
+class PromptedRun(NamedTuple):
+    """A model with prompts with all that is needed to use it."""
+
+    config: PromptedConfig
+    model: Any
+    stats: eqx.nn.State
+    step: int
+
+
+def load_prompted_run(path: str | Path) -> PromptedRun:
+    """The newest good checkpoint of a run; the average of the parameters, where the run keeps one.
+
+    Raises RunFolderError where the folder is none, is of another kind or holds no checkpoint yet, and CheckpointError.
+    """
+    folder = RunFolder(path)
+    config = folder.prompted()
+    restored = newest_state(folder, config, lambda: build_prompted(config))
+    state = restored.state
+    return PromptedRun(config, state.evaluated, state.stats, restored.record.step)
+
+
+def run_predictor(path: str | Path, *, prompts_per_batch: int = 1, max_points: int = 8) -> Predictor:
+    """The model of a run, ready for images, as ``load_predictor`` gives published weights.
+
+    Raises what ``load_prompted_run`` raises, ValueError for a run whose images are normalised otherwise than SAM's.
+    """
+    run = load_prompted_run(path)
+    seen = tuple(run.config.data.mean), tuple(run.config.data.std)
+    if seen != (IMAGENET_MEAN, IMAGENET_STD):
+        raise ValueError(
+            f"{path} was trained with --data.mean, --data.std {seen}, and images are prepared with {IMAGENET_MEAN}, "
+            f"{IMAGENET_STD} here"
+        )
+    return Predictor(run.model, run.stats, prompts_per_batch=prompts_per_batch, max_points=max_points)
 
 
 def require_prompted(name: str) -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from eqvision.recipes import (
     DetectionConfig,
+    PromptedConfig,
     RunConfig,
     SegmentationConfig,
     TrainConfig,
@@ -51,14 +52,25 @@ KINDS: dict[str, Any] = {
     "classification": TrainConfig,
     "detection": DetectionConfig,
     "segmentation": SegmentationConfig,
+    "prompted": PromptedConfig,
+}
+# What a run of each kind trains, in words for messages.
+TRAINED = {
+    "classification": "classifier",
+    "detection": "detector",
+    "segmentation": "segmenter",
+    "prompted": "model with prompts",
 }
 
 
+def kind_of(config: RunConfig) -> str:
+    """The name of the kind of run that a configuration is for."""
+    return next(kind for kind, each in KINDS.items() if isinstance(config, each))
+
+
 def model_kind(config: RunConfig) -> str:
-    """What a run trains, in a word for messages."""
-    if isinstance(config, DetectionConfig):
-        return "detector"
-    return "segmenter" if isinstance(config, SegmentationConfig) else "classifier"
+    """What a run trains, in words for messages."""
+    return TRAINED[kind_of(config)]
 
 
 class RunFolderError(RuntimeError):
@@ -146,6 +158,13 @@ class RunFolder:
             return config
         raise self.refusal(config, "segmenters")
 
+    def prompted(self) -> PromptedConfig:
+        """The configuration of a run of a model with prompts. Raises RunFolderError for a run of another kind."""
+        config = self.config()
+        if isinstance(config, PromptedConfig):
+            return config
+        raise self.refusal(config, "models with prompts")
+
     def refusal(self, config: RunConfig, wanted: str) -> RunFolderError:
         """The error to raise where a run of another kind is ``wanted``."""
         what = f"{self.path} is a run of the {model_kind(config)} {config.model.name}"
@@ -159,7 +178,7 @@ class RunFolder:
     ) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         content = {
-            "kind": next(kind for kind, each in KINDS.items() if isinstance(config, each)),
+            "kind": kind_of(config),
             "config": to_dict(config),
             "num_classes": num_classes,
             "class_names": list(class_names),

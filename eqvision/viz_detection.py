@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Int, Int32, UInt8
 from eqvision.data.detection import resize_masks
 from eqvision.detection_pictures import DrawnObjects, Sample, draw_samples
 from eqvision.drawn import target_masks
-from eqvision.recipes import DetectionConfig
+from eqvision.recipes import DetectionConfig, PromptedConfig
 from eqvision.train import set_up
 from eqvision.types import DetectionBatch
 from eqvision.viz import host_batch, weight_text
@@ -42,7 +42,7 @@ class TrainingObjects(NamedTuple):
     """Of the whole batch."""
 
 
-def detection_batch(config: DetectionConfig, step: int, count: int) -> TrainingObjects:
+def detection_batch(config: DetectionConfig | PromptedConfig, step: int, count: int) -> TrainingObjects:
     """The first ``count`` rows of the batch of ``step`` (from 1, as in metrics.csv), with their targets.
 
     Raises ValueError for a step or count below 1, and what training raises for a configuration that does not fit.

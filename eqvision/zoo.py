@@ -53,7 +53,7 @@ from eqvision.segmenters import (
     upernet_swin,
     vit_segmenter,
 )
-from eqvision.segmenters.sam import prompted_sam
+from eqvision.segmenters.sam import prompted_sam, sam_small
 
 # What google-research/vision_transformer and big_vision do otherwise than timm.
 augreg = partial(vit_classifier, activation="gelu_tanh", zero_head=True)
@@ -269,6 +269,8 @@ PROMPTED: dict[str, Callable[..., Model]] = {
     "sam_vit_b": partial(prompted_sam, "b"),
     "sam_vit_l": partial(prompted_sam, "l"),
     "sam_vit_h": partial(prompted_sam, "h"),
+    # Of our own making: for images of 96 pixels, trained from scratch on a CPU.
+    "sam_small": partial(sam_small),
 }
 
 Kind = Literal["classifier", "detector", "segmenter", "prompted"]

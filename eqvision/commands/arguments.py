@@ -117,6 +117,14 @@ def is_segmenter(source: Path) -> bool:
     return isinstance(RunFolder(source).config(), SegmentationConfig)
 
 
+def is_classifier_run(run: Path) -> bool:
+    """Whether a run folder is an image classifier's. Raises RunFolderError where it is none."""
+    from eqvision.recipes import TrainConfig
+    from eqvision.run_folder import RunFolder
+
+    return isinstance(RunFolder(run).config(), TrainConfig)
+
+
 def refuse_options(options: Mapping[str, object], why: str) -> None:
     """Exit with code 2 for the first option that was given; ``why`` says what it is for."""
     for name, value in options.items():

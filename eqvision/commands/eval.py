@@ -8,6 +8,7 @@ import tyro
 
 from eqvision.commands.arguments import (
     fail,
+    is_classifier_run,
     is_detector,
     is_model,
     is_segmenter,
@@ -20,7 +21,7 @@ from eqvision.commands.arguments import (
 @dataclass(frozen=True)
 class EvalOptions:
     """Evaluate the newest checkpoint of a run on its own test split or on other images, or published weights of a
-    classifier. Runs of detectors give COCO's figures, those of segmenters the mean IoU."""
+    classifier. Runs of detectors give COCO's figures, those of segmenters the mean IoU, others what they report."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """Run folder, or a name of the zoo, which takes published weights and needs --data-path."""
@@ -61,6 +62,8 @@ def _run(options: EvalOptions) -> dict[str, float]:
         return _detector_run(options)
     if is_segmenter(options.run):
         return _segmenter_run(options)
+    if not is_classifier_run(options.run):
+        return _other_run(options)
     from eqvision.predict import evaluate_run
 
     return evaluate_run(options.run, data_path=options.data_path, split=options.split, evaluators=options.evaluator)
@@ -83,6 +86,15 @@ def _segmenter_run(options: EvalOptions) -> dict[str, float]:
     from eqvision.predict_pixels import evaluate_segmenter_run
 
     return evaluate_segmenter_run(options.run, data_path=options.data_path, split=options.split)
+
+
+def _other_run(options: EvalOptions) -> dict[str, float]:
+    """Of a kind whose evaluation is its problem's, and nothing else."""
+    from eqvision.evaluate_problem import evaluate_problem_run
+    from eqvision.run_folder import RunFolder, model_kind
+
+    _refuse_evaluators(options, model_kind(RunFolder(options.run).config()))
+    return evaluate_problem_run(options.run, data_path=options.data_path, split=options.split)
 
 
 def _model(options: EvalOptions) -> dict[str, float]:

@@ -4,19 +4,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from eqvision.commands.arguments import fail, refuse_options
+from eqvision.commands.arguments import fail, is_model, refuse_options, refuse_weights_options
 
 if TYPE_CHECKING:
     from eqvision.commands.predict import PredictOptions
+    from eqvision.segmenters.sam import Predictor
 
 BATCH_SIZE = 64  # points of a grid that are computed at a time
 
 
 def is_prompted(source: Path) -> bool:
-    """Whether the argument names a model that takes prompts."""
+    """Whether the argument names a model that takes prompts, or the run folder of one."""
+    from eqvision.recipes import PromptedConfig
+    from eqvision.run_folder import RunFolder
     from eqvision.zoo import PROMPTED
 
-    return str(source) in PROMPTED and not (source / "config.yaml").exists()
+    if is_model(source):
+        return str(source) in PROMPTED
+    return isinstance(RunFolder(source).config(), PromptedConfig)
 
 
 def refuse_prompts(options: "PredictOptions") -> None:
@@ -36,7 +41,8 @@ def draw_masks(options: "PredictOptions") -> None:
     else:
         only = {**_of_everything(options), "--threshold": options.threshold, "--top": options.top}
         refuse_options({**only, "--batch-size": options.batch_size}, "is for --everything, which is not given")
-    out = Path("predictions") / options.run if options.out is None else options.out
+    default = Path("predictions") / options.run if is_model(options.run) else options.run / "predictions"
+    out = default if options.out is None else options.out
     from eqvision.predict_prompted import summary, write_masks
 
     for found in _everything(options) if options.everything else _prompted(options):
@@ -44,20 +50,20 @@ def draw_masks(options: "PredictOptions") -> None:
 
 
 def _prompted(options: "PredictOptions"):
-    from eqvision.predict_prompted import Choice, Prompt, ask, check_prompt, load_predictor
+    from eqvision.predict_prompted import Choice, Prompt, ask, check_prompt
 
     prompt, choice = Prompt(options.prompt_points, options.prompt_box), options.masks or "auto"
     if choice not in get_args(Choice):
         fail(f"--masks {choice}; expected one of {', '.join(get_args(Choice))}")
     check_prompt(prompt)
     slots = max(1, len(prompt.points))
-    predictor = load_predictor(str(options.run), options.weights, layout=options.layout, max_points=slots)
+    predictor = _predictor(options, prompts_per_batch=1, max_points=slots)
     for path in options.images:
         yield ask(predictor, path, prompt, choice)
 
 
 def _everything(options: "PredictOptions"):
-    from eqvision.predict_prompted import find_everything, load_predictor
+    from eqvision.predict_prompted import find_everything
     from eqvision.segmenters.sam import MaskSearch
 
     given = {
@@ -67,11 +73,21 @@ def _everything(options: "PredictOptions"):
     }
     search = MaskSearch(**{name: value for name, value in given.items() if value is not None})
     size = options.batch_size or min(BATCH_SIZE, search.points_per_side**2)
-    predictor = load_predictor(
-        str(options.run), options.weights, layout=options.layout, prompts_per_batch=size, max_points=1
-    )
+    predictor = _predictor(options, prompts_per_batch=size, max_points=1)
     for path in options.images:
         yield find_everything(predictor, path, search, most=options.top)
+
+
+def _predictor(options: "PredictOptions", *, prompts_per_batch: int, max_points: int) -> "Predictor":
+    from eqvision.predict_prompted import load_predictor, run_predictor
+
+    if is_model(options.run):
+        name, layout = str(options.run), options.layout
+        return load_predictor(
+            name, options.weights, layout=layout, prompts_per_batch=prompts_per_batch, max_points=max_points
+        )
+    refuse_weights_options(options.run, {"--weights": options.weights, "--layout": options.layout})
+    return run_predictor(options.run, prompts_per_batch=prompts_per_batch, max_points=max_points)
 
 
 def _of_prompts(options: "PredictOptions") -> Mapping[str, object]:

@@ -9,7 +9,8 @@ from typing import Annotated
 import tyro
 
 from eqvision.commands.arguments import fail, parse, parse_recipe, unknown
-from eqvision.recipes import DetectionConfig, SegmentationConfig, TrainConfig
+from eqvision.recipes import DetectionConfig, PromptedConfig, SegmentationConfig, TrainConfig
+from eqvision.run_folder import model_kind
 
 USAGE = """usage: eqvision viz data RECIPE [options of train] [--out FILE.png] [--step 1] [--count N]
            the first images of a training step's batch after all augmentation, with labels, shares and weights;
@@ -53,12 +54,14 @@ def draw_data(arguments: list[str]) -> None:
     path = Path(f"{rest[0]}_batch.png") if given.out is None else given.out
     if path.suffix.lower() != ".png":
         fail(f"--out {path} is the picture here and not a run folder; expected a name that ends in .png")
-    if isinstance(config, DetectionConfig):
+    if isinstance(config, (DetectionConfig, PromptedConfig)):
         print(_draw_objects(config, path, rest[0], given.step, given.count))
     elif isinstance(config, SegmentationConfig):
         print(_draw_pixels(config, path, rest[0], given.step, given.count))
-    else:
+    elif isinstance(config, TrainConfig):
         print(_draw_labels(config, path, rest[0], given.step, given.count))
+    else:
+        fail(f"{rest[0]} trains a {model_kind(config)}, and there are no pictures of its batches")
 
 
 def _draw_labels(config: TrainConfig, path: Path, recipe: str, step: int, count: int | None) -> Path:
@@ -69,7 +72,9 @@ def _draw_labels(config: TrainConfig, path: Path, recipe: str, step: int, count:
     return draw_batch(batch, path, f"{_title(recipe, len(batch.images), batch.size, step)}\n{_changes(config)}")
 
 
-def _draw_objects(config: DetectionConfig, path: Path, recipe: str, step: int, count: int | None) -> Path:
+def _draw_objects(
+    config: DetectionConfig | PromptedConfig, path: Path, recipe: str, step: int, count: int | None
+) -> Path:
     from eqvision.viz_detection import detection_batch, draw_detection_batch
 
     batch = detection_batch(config, step, DETECTION_COUNT if count is None else count)
@@ -108,7 +113,7 @@ def _changes(config: TrainConfig) -> str:
     return ", ".join(steps)
 
 
-def _detection_changes(config: DetectionConfig) -> str:
+def _detection_changes(config: DetectionConfig | PromptedConfig) -> str:
     data = config.data
     steps = [f"transform {data.transform}", *([f"flip {data.flip:g}"] if data.flip else [])]
     return ", ".join([*steps, *([f"color jitter {data.color_jitter:g}"] if data.color_jitter else [])])

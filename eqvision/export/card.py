@@ -13,7 +13,7 @@ from eqvision.data import EVAL_CROP_FRACTIONS
 from eqvision.export.rebuild import rebuild
 from eqvision.models import Model
 from eqvision.pretrained.leaf_names import named_tensors
-from eqvision.recipes import DataConfig, DetectionConfig, SegmentationConfig
+from eqvision.recipes import DataConfig, DetectionConfig, TrainConfig
 from eqvision.run_folder import RunFolder, versions
 from eqvision.zoo import DETECTORS, create, default_classes
 
@@ -73,7 +73,7 @@ def model_of_run(path: str | Path) -> ModelFile:
 
     folder = RunFolder(path)
     config = folder.config()
-    if isinstance(config, SegmentationConfig):
+    if not isinstance(config, (TrainConfig, DetectionConfig)):
         raise folder.refusal(
             config, "runs of classifiers and detectors; eqvision predict, eval and replay take every kind of run"
         )

@@ -3,8 +3,9 @@
 from eqvision.problems.classification import classification_problem
 from eqvision.problems.detection import detection_problem
 from eqvision.problems.problem import Problem
+from eqvision.problems.prompted import prompted_problem
 from eqvision.problems.segmentation import segmentation_problem
-from eqvision.recipes import DetectionConfig, RunConfig, SegmentationConfig
+from eqvision.recipes import DetectionConfig, PromptedConfig, RunConfig, SegmentationConfig
 
 
 def make_problem(config: RunConfig) -> Problem:
@@ -13,4 +14,6 @@ def make_problem(config: RunConfig) -> Problem:
         return detection_problem(config)
     if isinstance(config, SegmentationConfig):
         return segmentation_problem(config)
+    if isinstance(config, PromptedConfig):
+        return prompted_problem(config)
     return classification_problem(config)

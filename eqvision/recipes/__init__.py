@@ -28,14 +28,17 @@ from eqvision.recipes.detection_config import DetectionConfig, DetectionDataConf
 from eqvision.recipes.digits import digits
 from eqvision.recipes.digits_detr import digits_detr
 from eqvision.recipes.digits_mask_rcnn import digits_mask_rcnn
+from eqvision.recipes.digits_sam import digits_sam
 from eqvision.recipes.digits_segmentation import digits_segmentation
 from eqvision.recipes.folder import arrays, folder
 from eqvision.recipes.instances import instances
 from eqvision.recipes.pets_unet import pets_unet
+from eqvision.recipes.prompted_config import PromptedConfig, PromptedLossConfig, PromptedModelConfig
+from eqvision.recipes.sam_finetune import sam_finetune
 from eqvision.recipes.segmentation_config import SegmentationConfig, SegmentationDataConfig, SegmenterConfig
 from eqvision.recipes.serialise import difference, from_dict, overlay, to_dict
 
-RunConfig = TrainConfig | DetectionConfig | SegmentationConfig
+RunConfig = TrainConfig | DetectionConfig | SegmentationConfig | PromptedConfig
 """What the loop runs."""
 
 RECIPES = {
@@ -53,10 +56,12 @@ RECIPES = {
     "digits": digits,
     "digits_detr": digits_detr,
     "digits_mask_rcnn": digits_mask_rcnn,
+    "digits_sam": digits_sam,
     "digits_segmentation": digits_segmentation,
     "folder": folder,
     "instances": instances,
     "pets_unet": pets_unet,
+    "sam_finetune": sam_finetune,
 }
 
 __all__ = [
@@ -74,6 +79,9 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PromptedConfig",
+    "PromptedLossConfig",
+    "PromptedModelConfig",
     "RunConfig",
     "ScheduleConfig",
     "SegmentationConfig",
@@ -96,11 +104,13 @@ __all__ = [
     "digits",
     "digits_detr",
     "digits_mask_rcnn",
+    "digits_sam",
     "digits_segmentation",
     "folder",
     "from_dict",
     "instances",
     "overlay",
     "pets_unet",
+    "sam_finetune",
     "to_dict",
 ]

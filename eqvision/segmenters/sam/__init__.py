@@ -9,13 +9,16 @@ from eqvision.segmenters.sam.automatic import (
     point_grid,
     stability_score,
 )
+from eqvision.segmenters.sam.clicks import ClickScores, box_prompts, score_clicks
 from eqvision.segmenters.sam.images import Geometry, geometry, prepare_image, resize_logits, resize_masks, to_input
 from eqvision.segmenters.sam.model import SAM, choose_masks, prompted_sam, sam, sam_vit_b, sam_vit_h, sam_vit_l
 from eqvision.segmenters.sam.predictor import NoImageError, PredictedMasks, Predictor, SmallMasks
 from eqvision.segmenters.sam.rounds import Rounds, error_points, first_prompts, train_rounds
+from eqvision.segmenters.sam.small import sam_small
 
 __all__ = [
     "SAM",
+    "ClickScores",
     "FoundMask",
     "Geometry",
     "MaskSearch",
@@ -24,6 +27,7 @@ __all__ = [
     "Predictor",
     "Rounds",
     "SmallMasks",
+    "box_prompts",
     "choose_masks",
     "count_points",
     "crop_boxes",
@@ -37,9 +41,11 @@ __all__ = [
     "resize_logits",
     "resize_masks",
     "sam",
+    "sam_small",
     "sam_vit_b",
     "sam_vit_h",
     "sam_vit_l",
+    "score_clicks",
     "stability_score",
     "to_input",
     "train_rounds",

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from eqvision.layers.prompts import ABSENT, BOTTOM_RIGHT, INSIDE, NO_POINT, OUTSIDE, TOP_LEFT
 from eqvision.losses.prompted_masks import SAM_LOSS, PromptedMaskConfig, PromptedMaskLosses, prompted_mask_loss
+from eqvision.ops.collectives import vary_like
 from eqvision.segmenters.sam.model import SAM, choose_masks
 from eqvision.types import MaskPredictions, MaskPrompts
 
@@ -59,13 +60,15 @@ def train_rounds(
         prompts, logits, number, used = carry
         fresh = (number != quiet) & (used < points)
         place, label = error_points(logits, masks, valid, stride=stride, key=round_key)
-        prompts = _with_point(prompts, place, jnp.where(fresh, label, ABSENT), 2 + used)
+        prompts = put_point(prompts, place, jnp.where(fresh, label, ABSENT), 2 + used)
         prompts = prompts._replace(masks=logits, has_mask=valid)
         prediction, losses = decode(model, features, prompts, masks, valid, False)
-        return (prompts, _likeliest(prediction), number + 1, used + fresh), losses
+        return (prompts, likeliest(prediction), number + 1, used + fresh), losses
 
     started = prompts._replace(masks=jnp.zeros(masks.shape, jnp.float32), has_mask=jnp.zeros_like(valid))
-    begin = (started, _likeliest(prediction), jnp.int32(0), jnp.int32(0))
+    logits = likeliest(prediction)
+    # Over devices the carry must be as varied as what the scan's body gives back.
+    begin = vary_like((started, logits, jnp.int32(0), jnp.int32(0)), logits)
     (last, *_), others = lax.scan(more, begin, jax.random.split(keys[2], points + 2))
     return Rounds(jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), losses, others), last)
 
@@ -128,27 +131,32 @@ def _drawn(where: Bool[Array, "b p h w"], stride: int, key: PRNGKeyArray) -> Flo
     return jnp.stack([chosen % w, chosen // w], axis=-1) * float(stride) + centre
 
 
-def _noisy_boxes(where: Bool[Array, "b p h w"], stride: int, key: PRNGKeyArray) -> Float[Array, "b p 4"]:
-    """Boxes (xyxy, pixels of the image, inside it) around what is True, each coordinate with noise."""
-    sides = np.array([where.shape[3], where.shape[2]] * 2, np.float32) * stride
+def mask_boxes(where: Bool[Array, "b p h w"], stride: int) -> Float[Array, "b p 4"]:
+    """Boxes (xyxy) around what is True, in pixels of the image."""
     columns, rows = jnp.any(where, axis=2), jnp.any(where, axis=3)
     low = [jnp.argmax(x, axis=-1) for x in (columns, rows)]
     high = [x.shape[-1] - jnp.argmax(x[..., ::-1], axis=-1) for x in (columns, rows)]
-    box = jnp.stack([*low, *high], axis=-1) * float(stride)
+    return jnp.stack([*low, *high], axis=-1) * float(stride)
+
+
+def _noisy_boxes(where: Bool[Array, "b p h w"], stride: int, key: PRNGKeyArray) -> Float[Array, "b p 4"]:
+    """``mask_boxes`` inside the image, each coordinate with noise."""
+    sides = np.array([where.shape[3], where.shape[2]] * 2, np.float32) * stride
+    box = mask_boxes(where, stride)
     size = jnp.tile(box[..., 2:] - box[..., :2], 2)
     noise = jax.random.normal(key, box.shape) * (BOX_NOISE * size)
     return jnp.clip(box + jnp.clip(noise, -MOST_NOISE, MOST_NOISE), 0.0, sides - 1)
 
 
-def _with_point(
-    prompts: MaskPrompts, place: Float[Array, "b p 2"], label: Int[Array, "b p"], slot: Int[Array, ""]
+def put_point(
+    prompts: MaskPrompts, place: Float[Array, "b p 2"], label: Int[Array, "b p"], slot: int | Int[Array, ""]
 ) -> MaskPrompts:
     """The point in a slot that is still absent; nothing changes where there is none left."""
     points = prompts.points.at[:, :, slot].set(place, mode="drop")
     return prompts._replace(points=points, labels=prompts.labels.at[:, :, slot].set(label, mode="drop"))
 
 
-def _likeliest(predictions: MaskPredictions) -> Float[Array, "b p h w"]:
+def likeliest(predictions: MaskPredictions) -> Float[Array, "b p h w"]:
     """Logits of the mask of which the model expects most."""
     best = jnp.argmax(predictions.iou, axis=-1)[..., None, None, None]
     return lax.stop_gradient(jnp.take_along_axis(predictions.logits, best, axis=2)[:, :, 0])

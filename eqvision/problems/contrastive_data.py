@@ -1,0 +1,119 @@
+"""Sources, transforms and the tokenizer of a contrastive run, from its configuration."""
+
+import functools
+import itertools
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from eqvision.data import ImageFolder, eval_transform, random_resized_crop, train_transform
+from eqvision.data.pairs import (
+    CaptionedDigits,
+    PairSource,
+    all_captions,
+    captioned_folder,
+    coco_captions,
+    count_cut,
+)
+from eqvision.data.text import Tokenizer, clip_bpe, load_tokenizer, train_bpe, train_unigram, train_wordpiece
+from eqvision.data.text import unigram as unigram_file
+from eqvision.data.text import wordpiece as wordpiece_file
+from eqvision.data.transforms import INTERPOLATIONS, EvalTransform, TrainTransform
+from eqvision.names import nearest
+from eqvision.recipes.contrastive_config import ContrastiveConfig, PairsDataConfig, TokenizerConfig
+
+MOST_COUNTED = 20_000  # captions whose length is looked at before training
+
+
+class Plan(NamedTuple):
+    """What happens to each image, in training and in evaluation."""
+
+    train: TrainTransform
+    evaluate: EvalTransform
+
+
+def load_pairs(data: PairsDataConfig, in_channels: int, split: str) -> PairSource:
+    """The images and captions of a split. Raises ValueError where the configuration names no path, and what sources
+    raise."""
+    if data.kind == "digits":
+        return CaptionedDigits(split, channels=in_channels)
+    if not data.path:
+        layout = "train/captions.jsonl" if data.kind == "folder" else "annotations/captions_train2017.json"
+        raise ValueError(f"data.kind {data.kind!r} needs a path: --data.path PATH, a folder with {layout}")
+    load = captioned_folder if data.kind == "folder" else coco_captions
+    return load(data.path, split, in_channels=in_channels, on_corrupt=data.on_corrupt)
+
+
+def load_zero_shot(data: PairsDataConfig, in_channels: int) -> ImageFolder | None:
+    """Images of classes that are told by their names, where the configuration has any."""
+    if not data.zero_shot_path:
+        return None
+    return ImageFolder(
+        data.zero_shot_path, data.zero_shot_split, in_channels=in_channels, on_corrupt=data.on_corrupt
+    )
+
+
+def check_splits(data: PairsDataConfig) -> None:
+    """Raise ValueError where both splits are the same."""
+    if data.train_split == data.test_split:
+        raise ValueError(f"--data.train-split and --data.test-split are both {data.train_split}; evaluate on another")
+
+
+def image_plan(config: ContrastiveConfig) -> Plan:
+    """Raises UnknownNameError for an interpolation, ValueError for a scale out of range."""
+    data, size = config.data, config.model.image_size
+    if data.interpolation not in INTERPOLATIONS:
+        raise nearest(data.interpolation, list(INTERPOLATIONS), "--data.interpolation")
+    evaluate = eval_transform("none", size, data.interpolation)
+    if data.transform != "crop":
+        return Plan(train_transform(data.transform, size, data.interpolation), evaluate)
+    low, high = data.scale
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"--data.scale {low:g} {high:g}; expected shares of the area, 0 < smallest <= largest <= 1")
+    crop = functools.partial(random_resized_crop, size=size, scale=data.scale, interpolation=data.interpolation)
+    return Plan(crop, evaluate)
+
+
+def load_run_tokenizer(config: ContrastiveConfig, source: PairSource) -> Tokenizer:
+    """What the run folder keeps, else the vocabulary that the configuration names, else one of the captions.
+
+    Says on stderr how many captions are longer than the model's context. Raises what tokenizers raise.
+    """
+    kept = Path(config.out, "tokenizer.json")
+    if config.out and kept.exists():
+        return load_tokenizer(kept, pad=config.tokenizer.pad or None)
+    tokenizer = make_tokenizer(config.tokenizer, source)
+    _tell_cut(source, tokenizer, config.model.length)
+    return tokenizer
+
+
+def make_tokenizer(options: TokenizerConfig, source: PairSource) -> Tokenizer:
+    """From a file or from the captions of ``source``. Raises ValueError for a token to pad with that does not exist,
+    and for a size without room."""
+    if options.path:
+        pad = options.pad or None
+        if options.kind == "wordpiece":
+            return wordpiece_file(options.path)
+        return (clip_bpe if options.kind == "clip_bpe" else unigram_file)(options.path, pad=pad)
+    if options.pad:
+        raise ValueError(
+            f"--tokenizer.pad {options.pad} is for a vocabulary that is given, and --tokenizer.path is empty; "
+            "leave it out"
+        )
+    train = {"clip_bpe": train_bpe, "wordpiece": train_wordpiece, "unigram": _train_unigram}[options.kind]
+    return train(all_captions(source), options.size)
+
+
+def _train_unigram(texts, size: int) -> Tokenizer:
+    """Without the tokens for spans that are taken out: no text of ours has any."""
+    return train_unigram(texts, size, num_sentinels=0)
+
+
+def _tell_cut(source: PairSource, tokenizer: Tokenizer, length: int) -> None:
+    texts = list(itertools.islice(all_captions(source), MOST_COUNTED))
+    cut = count_cut(texts, tokenizer, length)
+    if cut:
+        print(
+            f"{cut} of the first {len(texts)} captions have more than --model.length {length} tokens and lose their end",
+            file=sys.stderr,
+        )
