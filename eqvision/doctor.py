@@ -49,6 +49,7 @@ REQUIRED = {
 OPTIONAL = [
     ("scikit-learn", "the embedded digits", "eqvision[demo]"),
     ("matplotlib", "plots and pictures", "eqvision[plots]"),
+    ("tokenizers", "texts", "eqvision[text]"),
     ("faster-coco-eval", "AP and AR of detectors", "eqvision[coco]"),
     ("tensorboardX", "TensorBoard events", "eqvision[logging]"),
     ("wandb", "Weights & Biases", "eqvision[wandb]"),

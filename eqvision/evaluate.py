@@ -1,6 +1,6 @@
 """One pass over a split: every example counts once, whatever the batch size and the number of devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -74,17 +74,20 @@ class Evaluator:
         return Evaluation(compute({**scalars, **host}), confusion, together)
 
     def _stream(self):
-        config = self._config
-        return eval_stream(
-            self._source,
-            batch_size=config.loop.eval_batch_size,
-            transform=eval_transform(
-                config.data.transform, config.model.image_size, config.data.interpolation, config.data.crop_fraction
-            ),
-            num_threads=config.data.num_threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        return evaluation_stream(self._config, self._source)
+
+
+def evaluation_stream(config: TrainConfig, source: Source) -> Iterator[ClassificationBatch]:
+    """This process's rows of every batch of a split, prepared as in evaluation."""
+    data = config.data
+    return eval_stream(
+        source,
+        batch_size=config.loop.eval_batch_size,
+        transform=eval_transform(data.transform, config.model.image_size, data.interpolation, data.crop_fraction),
+        num_threads=data.num_threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def make_eval_step(task: Task, mesh: Mesh, config: TrainConfig) -> Callable[..., tuple[dict[str, Any], Array]]:

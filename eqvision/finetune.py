@@ -16,11 +16,12 @@ from jaxtyping import Array
 
 from eqvision.checkpoint import CheckpointError
 from eqvision.classifiers import Classifier
-from eqvision.layers import resample_grid
+from eqvision.layers import SinCos2D, resample_grid
 from eqvision.names import nearest
 from eqvision.predict import load_run
 from eqvision.pretrained.leaf_names import named_arrays, with_leaves
-from eqvision.recipes import DetectionConfig, PromptedConfig, SegmentationConfig, TrainConfig
+from eqvision.pretraining import MAE
+from eqvision.recipes import DetectionConfig, MaskedConfig, PromptedConfig, SegmentationConfig, TrainConfig
 from eqvision.run_folder import RunFolder
 from eqvision.segmenters import Segmenter, UNet
 from eqvision.segmenters.sam import SAM
@@ -49,18 +50,20 @@ def start_from(init: str | Path, model: Any, stats: eqx.nn.State) -> tuple[Any, 
 
     ``init`` is a run folder, of which the newest checkpoint is taken (its average, where it keeps one), or published
     weights: ``MODEL`` or ``MODEL:SOURCE``, with a name of the zoo and what ``eqvision eval MODEL --weights SOURCE``
-    takes. Between a classifier, a detector and a segmenter the backbone alone goes over. Between two of a kind all does
-    but a classification layer of another shape, which stays fresh. Learned positions are resampled to the new grid,
-    and the statistics of batch norms become parameters where they are frozen. What stays fresh, is left out or is
-    resampled is said on stderr.
+    takes. Between a classifier, a detector, a segmenter and a masked autoencoder the backbone alone goes over. Between
+    two of a kind all does but a classification layer of another shape, which stays fresh. Learned positions are
+    resampled to the new grid and begin as the sin-cos table where that is fixed there; the statistics of batch norms
+    become parameters where they are frozen. A final norm is left out where the new model has it behind its pooling.
+    What stays fresh, is left out or is resampled is said on stderr.
 
     Raises CheckpointError with the first names where anything else differs; UnknownNameError for a model that does not
     exist; what ``load_run`` and ``eqvision.load`` raise.
     """
     start = _start(str(init), model)
     notes: list[str] = []
-    old = named_arrays(start.model, start.stats)
-    leaves = _copied(old, named_arrays(model, stats), _kinds(start.model, model), notes, f"{init} ({start.name})")
+    new = named_arrays(model, stats)
+    old = _as_learned(start.model, named_arrays(start.model, start.stats), new, notes)
+    leaves = _copied(old, new, _kinds(start.model, model), notes, f"{init} ({start.name})")
     print("\n".join([f"begins with {start.said}", *notes]), file=sys.stderr)
     return with_leaves(model, stats, leaves)
 
@@ -91,6 +94,10 @@ def _run(folder: RunFolder) -> Start:
         from eqvision.predict_prompted import load_prompted_run  # likewise
 
         run = load_prompted_run(folder.path)
+    elif isinstance(config, MaskedConfig):
+        from eqvision.evaluate_masked import load_masked_run  # likewise
+
+        run = load_masked_run(folder.path)
     else:
         run = load_run(folder.path)
     return Start(run.model, run.stats, run.config.model.name, f"{folder.path}, step {run.step}")
@@ -102,7 +109,7 @@ def _published(name: str, source: str | None, model: Any) -> Start:
 
     # Where the head is not used, weights without one will do.
     tables = {"classifier": MODELS, "detector": DETECTORS, "segmenter": SEGMENTERS, "prompted": PROMPTED}
-    backbone_only = name not in tables[_kind(model)]
+    backbone_only = name not in tables.get(_kind(model), {})
     sizes = Sizes(num_classes=1 if backbone_only else None, in_channels=model.backbone.in_channels)
     loaded = read_model(name, source, sizes)
     return Start(loaded.model, loaded.state, name, f"published weights of {name}, {loaded.path}")
@@ -121,6 +128,7 @@ HEADS = {
     "detector": re.compile(r"head\.(classes|heatmap)\.|box_heads\.\d+\.(logits|deltas)\.|mask_head\.logits\."),
     "segmenter": re.compile(r"(head|auxiliary)\."),
     "prompted": re.compile(r"(?!)"),  # nothing does
+    "masked": re.compile(r"(?!)"),
 }
 
 
@@ -129,6 +137,8 @@ def _kind(model: Any) -> str:
         return "classifier"
     if isinstance(model, SAM):
         return "prompted"
+    if isinstance(model, MAE):
+        return "masked"
     return "segmenter" if isinstance(model, (Segmenter, UNet)) else "detector"
 
 
@@ -150,6 +160,22 @@ def _copied(old: Leaves, new: Leaves, kinds: _Kinds, notes: list[str], what: str
             f"--init {what} does not fit this model; {len(wrong)} parameters differ:\n  " + "\n  ".join(lines)
         )
     return new | {name: _brought(name, old.get(name), leaf, notes) for name, leaf in wanted.items()}
+
+
+def _as_learned(model: Any, old: Leaves, new: Leaves, notes: list[str]) -> Leaves:
+    """The leaves of ``model`` as a fine-tuned ViT has them, where it differs from the one that was pre-trained: learned
+    positions in place of a fixed table, and the final norm behind the pooling, where it is fresh."""
+    table, name = getattr(model.backbone, "position", None), "backbone.position.weight"
+    if isinstance(table, SinCos2D) and name in new and name not in old:
+        notes.append(f"  {name}: the fixed sin-cos table, which trains from here")
+        old = old | {name: table((new[name].shape[0], new[name].shape[1]))}
+        single = "backbone.class_position"
+        old |= {single: jnp.zeros_like(new[single])} if single in new and single not in old else {}
+    norm = [f"backbone.norm.{part}" for part in ("weight", "bias")]
+    if set(norm) <= old.keys() and not set(norm) & new.keys() and "head.norm.weight" in new:
+        notes.append("  backbone.norm: left out; the norm is behind the pooling here")
+        old = {name: leaf for name, leaf in old.items() if name not in norm}
+    return old
 
 
 def _renamed_statistics(old: Leaves, new: Leaves) -> Leaves:

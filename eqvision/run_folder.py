@@ -15,7 +15,9 @@ import jax
 import yaml
 
 from eqvision.recipes import (
+    ContrastiveConfig,
     DetectionConfig,
+    MaskedConfig,
     PromptedConfig,
     RunConfig,
     SegmentationConfig,
@@ -53,6 +55,8 @@ KINDS: dict[str, Any] = {
     "detection": DetectionConfig,
     "segmentation": SegmentationConfig,
     "prompted": PromptedConfig,
+    "contrastive": ContrastiveConfig,
+    "masked": MaskedConfig,
 }
 # What a run of each kind trains, in words for messages.
 TRAINED = {
@@ -60,6 +64,8 @@ TRAINED = {
     "detection": "detector",
     "segmentation": "segmenter",
     "prompted": "model with prompts",
+    "contrastive": "model of images and text",
+    "masked": "masked autoencoder",
 }
 
 
@@ -142,6 +148,8 @@ class RunFolder:
         if isinstance(config, TrainConfig):
             return config
         wanted = "runs of image classifiers; eqvision predict, eval and replay take every kind of run"
+        if isinstance(config, MaskedConfig):
+            wanted = "runs of image classifiers; eqvision eval and replay take it, and train RECIPE --init its encoder"
         raise self.refusal(config, wanted)
 
     def detection(self) -> DetectionConfig:
@@ -164,6 +172,20 @@ class RunFolder:
         if isinstance(config, PromptedConfig):
             return config
         raise self.refusal(config, "models with prompts")
+
+    def contrastive(self) -> ContrastiveConfig:
+        """The configuration of a run of a model of images and text. Raises RunFolderError for a run of another kind."""
+        config = self.config()
+        if isinstance(config, ContrastiveConfig):
+            return config
+        raise self.refusal(config, "models of images and text")
+
+    def masked(self) -> MaskedConfig:
+        """The configuration of a masked autoencoder's run. Raises RunFolderError for a run of another kind."""
+        config = self.config()
+        if isinstance(config, MaskedConfig):
+            return config
+        raise self.refusal(config, "masked autoencoders")
 
     def refusal(self, config: RunConfig, wanted: str) -> RunFolderError:
         """The error to raise where a run of another kind is ``wanted``."""

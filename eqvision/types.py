@@ -254,3 +254,111 @@ class MaskPredictions(NamedTuple):
 
     logits: Float[Array, "b p m h w"]
     iou: Float[Array, "b p m"]
+
+
+class ClipOutputs(NamedTuple):
+    """What CLIP and SigLIP say of images and texts: vectors of length one in a common space.
+
+    Logits are ``scale * image @ text.T + bias``; a ``bias`` has SigLIP only. Row i of both are a pair in training.
+    """
+
+    image: Float[Array, "b d"]
+    text: Float[Array, "t d"]
+    scale: Float[Array, ""]
+    bias: Float[Array, ""] | None = None
+
+
+class MaskedImages(NamedTuple):
+    """Images, and a number for each of their patches, row by row: a masked autoencoder sees those with the least."""
+
+    images: Images
+    noise: Float[Array, "b n"]
+
+
+class PairsBatch(NamedTuple):
+    """One batch (numpy on the host, jax on the device) of images with a text about each.
+
+    ``images`` stay uint8 until the device. ``weights`` and ``indices`` are those of ``ClassificationBatch``: 0 and -1
+    on rows that only pad the batch.
+    """
+
+    images: UInt8[Array, "b h w c"]
+    text: TextTokens
+    weights: Float[Array, " b"]
+    indices: Int[Array, " b"]
+
+
+class BertOutputs(NamedTuple):
+    """What BERT says in pre-training: logits of the words, and of whether the second text of a pair is another's.
+
+    Class 0 of ``next_sentence`` is that it follows the first, class 1 that it was drawn at random; None for models that
+    are trained on hidden words alone. ``mlm_logits`` are of all ``n`` tokens, or of the places that were asked for.
+    """
+
+    mlm_logits: Float[Array, "b n v"]
+    next_sentence: Float[Array, "b 2"] | None
+
+
+class LanguageBatch(NamedTuple):
+    """One batch (numpy on the host, jax on the device) of texts, and the words that are to be told of each.
+
+    BERT is asked for ``targets`` at ``positions`` of the text, and whether its second part follows the first
+    (``next_sentence`` 0) or was drawn (1). T5's and other models' ``targets`` are a text of their own, or follow each
+    token (``positions`` None). What stands in ``targets`` where ``target_mask`` is False is arbitrary. ``weights`` and
+    ``indices`` are those of ``ClassificationBatch``: 0 and -1 on rows that only pad the batch.
+    """
+
+    text: TextTokens
+    targets: Int[Array, "b m"]
+    target_mask: Bool[Array, "b m"]
+    positions: Int[Array, "b m"] | None
+    next_sentence: Int[Array, " b"] | None
+    weights: Float[Array, " b"]
+    indices: Int[Array, " b"]
+
+
+class QueriedImages(NamedTuple):
+    """Images, and for each of them ``q`` texts that name what is looked for: ``queries`` has the axes (b, q, n).
+
+    A query without a real token asks for nothing. ``images`` and ``size`` are those of ``PaddedImages``.
+    """
+
+    images: Images
+    size: Int[Array, "b 2"]
+    queries: TextTokens
+
+
+class QueriedPredictions(NamedTuple):
+    """What an open-vocabulary detector says at each of ``n`` places of its grid.
+
+    ``logits`` are of an object of each query being there, far below 0 for queries that ask for nothing.
+    ``boxes_cxcywh`` are in [0, 1] of the whole image of the batch, its padding included. ``embeddings`` are what queries
+    are compared with: made of another image, they can be queries themselves. ``objectness``: logits of any object at
+    all, or None.
+    """
+
+    logits: Float[Array, "b n q"]
+    boxes_cxcywh: Float[Array, "b n 4"]
+    embeddings: Float[Array, "b n e"]
+    objectness: Float[Array, "b n"] | None = None
+
+
+class QueriedTargets(NamedTuple):
+    """Objects of each image in ``g`` rows, as in ``DetectionTargets``, and which queries each of them answers."""
+
+    boxes: Float[Array, "b g 4"]
+    answers: Bool[Array, "b g q"]
+    valid: Bool[Array, "b g"]
+
+
+class QueriedBatch(NamedTuple):
+    """One batch (numpy on the host, jax on the device) of images, texts that name what is looked for in each, and what
+    of it is there. ``queries`` has the axes (b, q, n); the other fields are those of ``DetectionBatch``.
+    """
+
+    images: UInt8[Array, "b h w c"]
+    size: Int[Array, "b 2"]
+    queries: TextTokens
+    targets: QueriedTargets
+    weights: Float[Array, " b"]
+    indices: Int[Array, " b"]

@@ -54,6 +54,7 @@ from eqvision.segmenters import (
     vit_segmenter,
 )
 from eqvision.segmenters.sam import prompted_sam, sam_small
+from eqvision.zoo_language import LANGUAGE, language_builder
 
 # What google-research/vision_transformer and big_vision do otherwise than timm.
 augreg = partial(vit_classifier, activation="gelu_tanh", zero_head=True)
@@ -273,7 +274,15 @@ PROMPTED: dict[str, Callable[..., Model]] = {
     "sam_small": partial(sam_small),
 }
 
-Kind = Literal["classifier", "detector", "segmenter", "prompted"]
+Kind = Literal["classifier", "detector", "segmenter", "prompted", "language"]
+
+TABLES: dict[str, dict[str, Callable[..., Any]]] = {
+    "classifier": MODELS,
+    "detector": DETECTORS,
+    "segmenter": SEGMENTERS,
+    "prompted": PROMPTED,
+    "language": LANGUAGE,
+}
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False, kind: Kind = "classifier") -> list[str]:
@@ -283,8 +292,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False, kind: Kind = "c
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind {kind!r} of model is unknown; choose from {get_args(Kind)}")
-    table = {"classifier": MODELS, "detector": DETECTORS, "segmenter": SEGMENTERS, "prompted": PROMPTED}[kind]
-    names = sorted(fnmatch.filter(table, pattern))
+    names = sorted(fnmatch.filter(TABLES[kind], pattern))
     if not pretrained:
         return names
     from eqvision.pretrained.cards import cards  # which comes after the zoo
@@ -297,8 +305,8 @@ def create(
     name: str,
     *,
     num_classes: int | None = None,
-    image_size: int | tuple[int, int] = 224,
-    in_channels: int = 3,
+    image_size: int | tuple[int, int] | None = None,
+    in_channels: int | None = None,
     dropout: float | None = None,
     drop_path: float | None = None,
     remat: Remat | None = None,
@@ -308,11 +316,11 @@ def create(
 ) -> tuple[Any, eqx.nn.State]:
     """A freshly initialised model of the zoo and its state (running statistics; empty for models without).
 
-    It is a ``Classifier``, a detector such as ``DETR``, a segmenter such as ``UNet``, or ``SAM``. ``num_classes`` None:
-    the 1000 of ImageNet for a classifier, the row's for the others, such as the 91 ids of COCO for a detector (a class
-    for no object comes on top of them).
-    ``image_size`` matters to models with learned positions; networks of convolutions take any size. The
-    options from ``dropout`` on are passed to models that have them.
+    It is a ``Classifier``, a detector such as ``DETR``, a segmenter such as ``UNet``, ``SAM``, or a model of text or of
+    text and images. ``num_classes`` None: the 1000 of ImageNet for a classifier, the row's for the others, such as the
+    91 ids of COCO for a detector (a class for no object comes on top of them). ``image_size`` None: 224, of models with
+    text their own; it matters to models with learned positions, and networks of convolutions take any size.
+    ``in_channels`` None: 3. The options from ``dropout`` on are passed to models that have them.
 
     Raises UnknownNameError with the nearest names, ValueError for an option that the model does not have.
     """
@@ -323,17 +331,12 @@ def create(
     )
 
 
-def row_of(name: str) -> Callable[..., Model]:
-    """The builder behind a name, called with num_classes, in_channels and key. Raises UnknownNameError."""
-    if name in MODELS:
-        return MODELS[name]
-    if name in DETECTORS:
-        return DETECTORS[name]
-    if name in SEGMENTERS:
-        return SEGMENTERS[name]
-    if name in PROMPTED:
-        return PROMPTED[name]
-    raise nearest(name, [*MODELS, *DETECTORS, *SEGMENTERS, *PROMPTED], "model")
+def row_of(name: str) -> Callable[..., Any]:
+    """The builder behind a name, called with key and the sizes that it has. Raises UnknownNameError."""
+    for table in TABLES.values():
+        if name in table:
+            return table[name]
+    raise nearest(name, [name for table in TABLES.values() for name in table], "model")
 
 
 def default_classes(name: str) -> int:
@@ -355,6 +358,8 @@ def require_classifier(name: str) -> None:
             f"model {name!r} gives masks for prompts, and this takes image classifiers (eqvision list); "
             "docs/segmentation.md says what there is for it"
         )
+    if name in LANGUAGE:
+        raise ValueError(f"model {name!r} works with text, and this takes image classifiers (eqvision list)")
 
 
 def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
@@ -362,6 +367,8 @@ def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
 
     Raises UnknownNameError with the nearest names, ValueError for an option that the model does not have.
     """
+    if name in LANGUAGE:
+        return language_builder(name, options)
     row = row_of(name)
     accepted = inspect.signature(row).parameters
     for option in options:
@@ -374,12 +381,12 @@ def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     def build(
         *,
         num_classes: int | None = None,
-        image_size: int | tuple[int, int] = 224,
-        in_channels: int = 3,
+        image_size: int | tuple[int, int] | None = None,
+        in_channels: int | None = None,
         key: PRNGKeyArray,
     ) -> Model:
-        size = {"image_size": image_size} if "image_size" in accepted else {}
+        size = {"image_size": 224 if image_size is None else image_size} if "image_size" in accepted else {}
         classes = default if num_classes is None else num_classes
-        return row(num_classes=classes, in_channels=in_channels, key=key, **size, **options)
+        return row(num_classes=classes, in_channels=in_channels or 3, key=key, **size, **options)
 
     return build

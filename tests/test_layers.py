@@ -18,6 +18,8 @@ from eqvision.layers import (
     BatchNorm,
     Conv,
     ConvTranspose,
+    DecoderBlock,
+    DecoderStack,
     DeformableAttention,
     DeformableDecoder,
     DeformableEncoder,
@@ -43,9 +45,11 @@ from eqvision.layers import (
     PositionEmbedding2D,
     PromptEncoder,
     RelativeAttention,
+    RelativeBias,
     RMSNorm,
     SinCos2D,
     StandardizedConv,
+    TokenEmbedding,
     TransformerBlock,
     TransformerStack,
     TwoWayBlock,
@@ -109,6 +113,10 @@ DETECTOR_LAYERS = {
     "DeformableAttention": lambda key: DeformableAttention(8, 2, key=key),
     "DeformableEncoder": lambda key: DeformableEncoder(2, 8, 2, 16, key=key),
     "DeformableDecoder": lambda key: DeformableDecoder(2, 8, 2, 16, refine=False, key=key),
+    "DecoderBlock": lambda key: DecoderBlock(8, 2, 16, memory_width=4, key=key),
+    "DecoderStack": lambda key: DecoderStack(2, 8, 2, 16, norm="rms", key=key),
+    "RelativeBias": lambda key: RelativeBias(2, bidirectional=True, key=key),
+    "TokenEmbedding": lambda key: TokenEmbedding(9, 8, key=key),
 }
 
 

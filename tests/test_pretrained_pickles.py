@@ -84,11 +84,20 @@ def test_a_storage_shorter_than_said(tmp_path):
         read_tensors(tmp_path / "a.pth")
 
 
-def test_torchscript_and_big_endian_files_say_what_to_do(tmp_path):
+def test_a_torchscript_program_is_read_by_its_modules(tmp_path):
+    """Its classes are those of its own code, which is not run; tensors go by the names of a state_dict."""
+    entries = text("w") + torch_tensor("0", 12, (3,), (1,)) + text("training") + b"\x89"
+    inner = b"c__torch__.layers.___torch_mangle_1\nLinear\n)\x81}(" + entries + b"ub"
+    content = b"\x80\x02c__torch__.models\nNet\n)\x81}(" + entries + text("fc") + inner + b"ub."
+    write_zip(tmp_path / "a.pt", content, {"0": ROW.tobytes()}, {"constants.pkl": b"", "code/models.py": b"raise"})
+    same(read_tensors(tmp_path / "a.pt"), {"w": ROW[:3], "fc.w": ROW[:3]})
+    write_zip(tmp_path / "b.pt", b"\x80\x02c__torch__.models\nNet\n)\x81](" + entries + b"eb.", {"0": ROW.tobytes()})
+    with pytest.raises(WeightsError, match=r"b.pt is truncated or damaged .*a module with a list for its attributes"):
+        read_tensors(tmp_path / "b.pt")
+
+
+def test_big_endian_files_say_what_to_do(tmp_path):
     content, storage = pickled({"w": torch_tensor("0", 12, (3,), (1,))}), {"0": ROW.tobytes()}
-    write_zip(tmp_path / "a.pt", content, storage, {"constants.pkl": b""})
-    with pytest.raises(WeightsError, match=r"a.pt: is a TorchScript program; save the model's state_dict instead"):
-        read_tensors(tmp_path / "a.pt")
     write_zip(tmp_path / "b.pt", content, storage, {"byteorder": b"big"})
     with pytest.raises(WeightsError, match=r"b.pt: has big-endian numbers"):
         read_tensors(tmp_path / "b.pt")

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from eqvision.backbones.checks import check_images, check_layer, legal_size
 from eqvision.layers import (
@@ -35,8 +35,9 @@ class ViTSize(NamedTuple):
 
 
 # Dosovitskiy et al. 2021 table 1, Touvron et al. 2021 (Ti, S), Zhai et al. 2022 table 2 (g, G), Chen et al. 2022 (e),
-# Oquab et al. 2023 table 17 (DINOv2's g, whose MLP is gated); m and betwixt are timm's.
+# Oquab et al. 2023 table 17 (DINOv2's g, whose MLP is gated); m and betwixt are timm's, xs is ours.
 SIZES = {
+    "xs": ViTSize(128, 6, 4, 512),
     "ti": ViTSize(192, 12, 3, 768),
     "s": ViTSize(384, 12, 6, 1536),
     "m": ViTSize(512, 12, 8, 2048),
@@ -58,7 +59,9 @@ class VisionTransformer(eqx.Module):
     ``class_position`` is the class token's own position embedding: present where the position embedding is
     added after the class token joins (ViT, DeiT, AugReg), absent where it is added before (big_vision); the
     distillation token is alike, and registers have none. ``final_norm=False`` leaves the norm to the head.
+    CLIP's image tower has ``pre_norm``, a norm before the first block, and ``patch_bias=False``.
     Images of any height and width that the patch divides are legal: the position embedding is resampled.
+    With ``drop_rest`` others are too: what lies behind the last whole patch is not looked at, as a convolution does.
     """
 
     patch_embed: PatchEmbed
@@ -68,9 +71,11 @@ class VisionTransformer(eqx.Module):
     distillation_token: Float[Array, " d"] | None
     distillation_position: Float[Array, " d"] | None
     registers: Float[Array, "r d"] | None
+    pre_norm: LayerNorm | None
     encoder: TransformerStack
     norm: LayerNorm | None
     dropout: float = eqx.field(static=True)
+    drop_rest: bool = eqx.field(static=True)
     in_channels: int = eqx.field(static=True)
     channels: tuple[int, ...] = eqx.field(static=True)
     strides: tuple[int, ...] = eqx.field(static=True)
@@ -90,6 +95,9 @@ class VisionTransformer(eqx.Module):
         activation: Activation = "gelu",
         mlp: MLPKind = "plain",
         use_qkv_bias: bool = True,
+        patch_bias: bool = True,
+        pre_norm: bool = False,
+        drop_rest: bool = False,
         final_norm: bool = True,
         eps: float = 1e-6,
         dropout: float = 0.0,
@@ -101,9 +109,8 @@ class VisionTransformer(eqx.Module):
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, 8)
-        rows, columns = legal_size(image_size, patch_size)
-        grid, width = (rows // patch_size, columns // patch_size), size.width
-        self.patch_embed = PatchEmbed(in_channels, width, patch_size, key=keys[0])
+        grid, width = _grid(image_size, patch_size, drop_rest), size.width
+        self.patch_embed = PatchEmbed(in_channels, width, patch_size, use_bias=patch_bias, key=keys[0])
         self.position = _position(position, grid, width, key=keys[1])
         self.class_token = normal(keys[2], (width,), 0.02) if class_token else None
         self.class_position = normal(keys[3], (width,), 0.02) if class_token and position_on_class else None
@@ -111,6 +118,7 @@ class VisionTransformer(eqx.Module):
         on_token = distillation_token and position_on_class
         self.distillation_position = normal(keys[7], (width,), 0.02) if on_token else None
         self.registers = normal(keys[4], (num_registers, width), 0.02) if num_registers else None
+        self.pre_norm = LayerNorm(width, eps=eps) if pre_norm else None
         self.encoder = TransformerStack(
             size.depth,
             width,
@@ -130,6 +138,7 @@ class VisionTransformer(eqx.Module):
         )
         self.norm = LayerNorm(width, eps=eps) if final_norm else None
         self.dropout = dropout
+        self.drop_rest = drop_rest
         self.in_channels = in_channels
         self.channels = (width,)
         self.strides = (patch_size,)
@@ -138,9 +147,19 @@ class VisionTransformer(eqx.Module):
         self, images: Images, state: eqx.nn.State, *, train: bool = False, key: PRNGKeyArray | None = None
     ) -> tuple[TokenFeatures, eqx.nn.State]:
         tokens, grid = self._embed(images)
-        tokens = dropout(tokens, self.dropout, train=train, key=fold(key, 0))
-        tokens = self.encoder(tokens, train=train, key=fold(key, 1))
-        return self._split(self._normalised(tokens), grid), state
+        return self._split(self._encoded(tokens, train, key), grid), state
+
+    def visible(
+        self, images: Images, keep: Int[Array, "b k"], *, train: bool = False, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "b p_and_k d"]:
+        """The prefix and the patches ``keep`` alone, each at its own position: what a masked autoencoder encodes.
+
+        ``keep`` counts patches row by row; their tokens come in its order, behind the prefix and the final norm.
+        """
+        tokens, (rows, columns) = self._embed(images)
+        prefix, patches = jnp.split(tokens, [tokens.shape[1] - rows * columns], axis=1)
+        seen = jnp.take_along_axis(patches, keep[..., None], axis=1)
+        return self._encoded(jnp.concatenate([prefix, seen], axis=1), train, key)
 
     def intermediates(
         self, images: Images, state: eqx.nn.State, layers: tuple[int, ...], *, normalise: bool = True
@@ -155,17 +174,24 @@ class VisionTransformer(eqx.Module):
         chosen = [outputs[check_layer(layer, self.encoder.depth)] for layer in layers]
         return tuple(self._split(self._normalised(x) if normalise else x, grid) for x in chosen)
 
+    def _encoded(self, tokens: Float[Array, "b n d"], train: bool, key: PRNGKeyArray | None) -> Float[Array, "b n d"]:
+        tokens = dropout(tokens, self.dropout, train=train, key=fold(key, 0))
+        return self._normalised(self.encoder(tokens, train=train, key=fold(key, 1)))
+
     def _normalised(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         return tokens if self.norm is None else self.norm(tokens)
 
     def _embed(self, images: Images) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
         patch = self.strides[0]
+        if self.drop_rest and images.ndim == 4:
+            images = images[:, : images.shape[1] // patch * patch, : images.shape[2] // patch * patch]
         check_images(images, self.in_channels, (patch, patch))
         patches = self.patch_embed(images)
         b, h, w, d = patches.shape
         patches = patches + self.position((h, w)).astype(patches.dtype)
         prefix = [jnp.broadcast_to(token.astype(patches.dtype), (b, *token.shape)) for token in self._prefix()]
-        return jnp.concatenate([*prefix, patches.reshape(b, h * w, d)], axis=1), (h, w)
+        tokens = jnp.concatenate([*prefix, patches.reshape(b, h * w, d)], axis=1)
+        return tokens if self.pre_norm is None else self.pre_norm(tokens), (h, w)
 
     def _prefix(self) -> list[Float[Array, "p d"]]:
         prefix = []
@@ -179,6 +205,14 @@ class VisionTransformer(eqx.Module):
         b, n, d = tokens.shape
         count = n - grid[0] * grid[1]
         return TokenFeatures(tokens[:, :count], tokens[:, count:].reshape(b, *grid, d))
+
+
+def _grid(image_size: int | tuple[int, int], patch: int, drop_rest: bool) -> tuple[int, int]:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if drop_rest:
+        height, width = height - height % patch, width - width % patch
+    height, width = legal_size((height, width), patch)
+    return height // patch, width // patch
 
 
 def _position(
@@ -203,6 +237,8 @@ def vit(
     activation: Activation = "gelu",
     mlp: MLPKind = "plain",
     use_qkv_bias: bool = True,
+    patch_bias: bool = True,
+    pre_norm: bool = False,
     final_norm: bool = True,
     eps: float = 1e-6,
     dropout: float = 0.0,
@@ -233,6 +269,8 @@ def vit(
         activation=activation,
         mlp=mlp,
         use_qkv_bias=use_qkv_bias,
+        patch_bias=patch_bias,
+        pre_norm=pre_norm,
         final_norm=final_norm,
         eps=eps,
         dropout=dropout,

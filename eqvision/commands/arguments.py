@@ -125,6 +125,14 @@ def is_classifier_run(run: Path) -> bool:
     return isinstance(RunFolder(run).config(), TrainConfig)
 
 
+def is_masked_run(run: Path) -> bool:
+    """Whether a run folder is a masked autoencoder's. Raises RunFolderError where it is none."""
+    from eqvision.recipes import MaskedConfig
+    from eqvision.run_folder import RunFolder
+
+    return isinstance(RunFolder(run).config(), MaskedConfig)
+
+
 def refuse_options(options: Mapping[str, object], why: str) -> None:
     """Exit with code 2 for the first option that was given; ``why`` says what it is for."""
     for name, value in options.items():

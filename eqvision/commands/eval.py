@@ -10,6 +10,7 @@ from eqvision.commands.arguments import (
     fail,
     is_classifier_run,
     is_detector,
+    is_masked_run,
     is_model,
     is_segmenter,
     parse,
@@ -32,8 +33,11 @@ class EvalOptions:
     split: str | None = None
     """Split to evaluate on; default is the run's test split, for a model `test`."""
     evaluator: tuple[Literal["classification", "linear_probe", "few_shot", "knn"], ...] = ("classification",)
-    """Classifiers only, any number of them. classification: what the run itself reports. linear_probe, few_shot, knn:
-    classifiers on features of the frozen model, fitted to the training split."""
+    """Classifiers and masked autoencoders, any number of them. classification: what the run itself reports.
+    linear_probe, few_shot, knn: classifiers on features of the frozen model, fitted to the training split."""
+    untrained: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run of a masked autoencoder with linear_probe, few_shot or knn: of the random encoder that the run began with, to
+    compare with."""
     weights: str | None = None
     """Model only: file or folder of weights, hf:organisation/repository, a URL, or a tag that `eqvision info MODEL`
     lists; default is the first of those."""
@@ -58,6 +62,9 @@ def run(arguments: list[str]) -> None:
 def _run(options: EvalOptions) -> dict[str, float]:
     only = {"--weights": options.weights, "--layout": options.layout, "--image-size": options.image_size}
     refuse_weights_options(options.run, only | {"--data-kind": options.data_kind})
+    if is_masked_run(options.run):
+        return _masked_run(options)
+    _refuse_untrained(options)
     if is_detector(options.run):
         return _detector_run(options)
     if is_segmenter(options.run):
@@ -72,6 +79,25 @@ def _run(options: EvalOptions) -> dict[str, float]:
 def _refuse_evaluators(options: EvalOptions, kind: str) -> None:
     others = [name for name in options.evaluator if name != "classification"]
     refuse_options({"--evaluator": " ".join(others) or None}, f"is for classifiers, and {options.run} is a {kind}")
+
+
+def _refuse_untrained(options: EvalOptions) -> None:
+    given = {"--untrained": options.untrained or None}
+    refuse_options(given, f"is for runs of masked autoencoders, and {options.run} is none")
+
+
+def _masked_run(options: EvalOptions) -> dict[str, float]:
+    """The loss of the run, and what its encoder is worth."""
+    from eqvision.evaluate_masked import evaluate_encoder
+    from eqvision.evaluate_problem import evaluate_problem_run
+
+    metrics, frozen = {}, [name for name in options.evaluator if name != "classification"]
+    if "classification" in options.evaluator:
+        why = "is for linear_probe, few_shot and knn; name them with --evaluator"
+        refuse_options({"--untrained": options.untrained or None}, why)
+        metrics = evaluate_problem_run(options.run, data_path=options.data_path, split=options.split)
+    given = {"data_path": options.data_path, "split": options.split, "untrained": options.untrained}
+    return metrics | evaluate_encoder(options.run, frozen, **given) if frozen else metrics
 
 
 def _detector_run(options: EvalOptions) -> dict[str, float]:
@@ -98,6 +124,7 @@ def _other_run(options: EvalOptions) -> dict[str, float]:
 
 
 def _model(options: EvalOptions) -> dict[str, float]:
+    _refuse_untrained(options)
     if is_detector(options.run):
         fail(
             f"{options.run} is a detector, and published weights are evaluated for classifiers only; "

@@ -16,7 +16,7 @@ from eqvision.data.augment import host_augmentations
 from eqvision.data.augment.operations import Fill
 from eqvision.data.decode import check_in_channels, open_upright, to_pixels
 from eqvision.data.fast_decode import fast_decode, fast_imagenet_train, fast_libraries
-from eqvision.data.transforms import INTERPOLATIONS, TrainTransform, random_region, train_transform
+from eqvision.data.transforms import CROP_SCALE, INTERPOLATIONS, TrainTransform, random_region, train_transform
 from eqvision.names import nearest
 
 if TYPE_CHECKING:  # recipes come after data: their type may be named here, their code not imported
@@ -60,6 +60,7 @@ def encoded_train_transform(
     *,
     decoder: str = "pillow",
     in_channels: int = 3,
+    crop_scale: tuple[float, float] = CROP_SCALE,
 ) -> TrainTransform:
     """``train_transform`` with the same arguments, from encoded images; ``decoder`` is "pillow" or "fast".
 
@@ -72,18 +73,24 @@ def encoded_train_transform(
     check_in_channels(in_channels)
     if decoder == "fast":
         fast_libraries()  # missing ones are noticed now, not in a thread
-    on_pixels = train_transform(kind, size, interpolation, augment, fill)
+    on_pixels = train_transform(kind, size, interpolation, augment, fill, crop_scale)
     if kind != "imagenet":
         whole = functools.partial(_read_whole, in_channels=in_channels)
         return on_pixels if decoder == "pillow" else EncodedTransform(on_pixels, whole, (on_pixels,), decoder)
     crop = fast_imagenet_train if decoder == "fast" else pillow_imagenet_train
-    read = functools.partial(crop, size=size, interpolation=interpolation, in_channels=in_channels)
+    read = functools.partial(crop, size=size, interpolation=interpolation, in_channels=in_channels, scale=crop_scale)
     rest = () if augment is None else host_augmentations(augment, interpolation=interpolation, fill=fill)
     return EncodedTransform(on_pixels, read, rest, decoder)
 
 
 def pillow_imagenet_train(
-    data: bytes, name: str, rng: np.random.Generator, size: int, interpolation: str, in_channels: int = 3
+    data: bytes,
+    name: str,
+    rng: np.random.Generator,
+    size: int,
+    interpolation: str,
+    in_channels: int = 3,
+    scale: tuple[float, float] = CROP_SCALE,
 ) -> UInt8[np.ndarray, "{size} {size} {in_channels}"]:
     """``imagenet_train`` of an encoded image, bit for bit, without the arrays in between.
 
@@ -92,7 +99,7 @@ def pillow_imagenet_train(
     from PIL import Image
 
     image = open_upright(data, in_channels, name=name)
-    top, left, height, width = random_region((image.height, image.width), rng)
+    top, left, height, width = random_region((image.height, image.width), rng, scale)
     crop = image.crop((left, top, left + width, top + height)).resize((size, size), INTERPOLATIONS[interpolation])
     return to_pixels(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.integers(2) else crop)
 

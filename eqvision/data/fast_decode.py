@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from eqvision.data.decode import decode_bytes
-from eqvision.data.transforms import random_region
+from eqvision.data.transforms import CROP_SCALE, random_region
 
 Pixels = UInt8[np.ndarray, "h w c"]
 Part = UInt8[np.ndarray, "new_h new_w c"]
@@ -31,7 +31,13 @@ _UPRIGHT = {
 
 
 def fast_imagenet_train(
-    data: bytes, name: str, rng: np.random.Generator, size: int, interpolation: str, in_channels: int = 3
+    data: bytes,
+    name: str,
+    rng: np.random.Generator,
+    size: int,
+    interpolation: str,
+    in_channels: int = 3,
+    scale: tuple[float, float] = CROP_SCALE,
 ) -> UInt8[np.ndarray, "{size} {size} {in_channels}"]:
     """``imagenet_train`` (random resized crop and flip) of an encoded image.
 
@@ -44,10 +50,10 @@ def fast_imagenet_train(
     if header is None:
         pixels = decode_bytes(data, in_channels, name=name)
         shape = pixels.shape[:2]
-        region = random_region(shape, rng)
+        region = random_region(shape, rng, scale)
     else:
         shape = header.shape
-        region = random_region(shape, rng)
+        region = random_region(shape, rng, scale)
         pixels = _decode_jpeg(data, header, in_channels, name, shrink=min(region[2:]) / size)
     resized = _resize(_crop(pixels, shape, region), size, interpolation)
     flipped = cv2.flip(resized, 1) if rng.integers(2) else resized

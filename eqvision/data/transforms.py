@@ -27,6 +27,7 @@ EvalTransform = Callable[[np.ndarray], np.ndarray]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
+CROP_SCALE = (0.08, 1.0)  # shares of the area, of Szegedy et al. 2015
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4}  # Pillow's numbers
 
 
@@ -95,7 +96,7 @@ def random_resized_crop(
     image: Image,
     rng: np.random.Generator,
     size: int,
-    scale: tuple[float, float] = (0.08, 1.0),
+    scale: tuple[float, float] = CROP_SCALE,
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bicubic",
 ) -> UInt8[np.ndarray, "{size} {size} c"]:
@@ -111,7 +112,7 @@ def random_resized_crop(
 def random_region(
     shape: tuple[int, int],
     rng: np.random.Generator,
-    scale: tuple[float, float] = (0.08, 1.0),
+    scale: tuple[float, float] = CROP_SCALE,
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
     rows, columns = shape
@@ -149,9 +150,11 @@ def pad_and_crop(image: Image, rng: np.random.Generator, padding: int, mode: str
 # The usual recipes
 
 
-def imagenet_train(image: Image, rng: np.random.Generator, size: int, interpolation: str) -> Resized:
+def imagenet_train(
+    image: Image, rng: np.random.Generator, size: int, interpolation: str, scale: tuple[float, float] = CROP_SCALE
+) -> Resized:
     """Random resized crop and flip."""
-    return random_flip(random_resized_crop(image, rng, size, interpolation=interpolation), rng)
+    return random_flip(random_resized_crop(image, rng, size, scale, interpolation=interpolation), rng)
 
 
 def cifar_train(image: Image, rng: np.random.Generator, size: int, interpolation: str) -> Resized:
@@ -186,23 +189,37 @@ def train_transform(
     interpolation: str = "bicubic",
     augment: "eqvision.recipes.config.AugmentConfig | None" = None,
     fill: Fill = 128,
+    crop_scale: tuple[float, float] = CROP_SCALE,
 ) -> TrainTransform:
     """``(image, rng) -> image`` of ``size`` x ``size``; kinds "imagenet", "cifar", "digits", "none".
 
     Crop and flip, then what ``augment`` adds on the host: colour jitter, then the policy, which works on the final
     size as in published recipes, so that its cost does not depend on the file. AutoAugment takes the table found on
     CIFAR-10 for the kind "cifar", else ImageNet's. ``fill`` is the level (or one for each channel) that rotation,
-    shear and translation leave behind: pass ``mean_fill(mean)``. Raises ValueError for unknown names and for options
-    of ``augment`` out of range.
+    shear and translation leave behind: pass ``mean_fill(mean)``. ``crop_scale`` is for "imagenet": the shares of the
+    area between which crops lie. Raises ValueError for unknown names, and for shares and options of ``augment`` out of
+    range.
     """
     _check_name("transform", kind, TRAIN_TRANSFORMS)
     _filter_number(interpolation)
+    check_crop_scale(crop_scale)
     crop = functools.partial(TRAIN_TRANSFORMS[kind], size=size, interpolation=interpolation)
+    if kind == "imagenet":
+        crop = functools.partial(crop, scale=crop_scale)
     if augment is None:
         return crop
     table = "cifar" if kind == "cifar" else "imagenet"
     added = host_augmentations(augment, table=table, interpolation=interpolation, fill=fill)
     return functools.partial(_in_turn, steps=(crop, *added)) if added else crop
+
+
+def check_crop_scale(scale: tuple[float, float]) -> None:
+    """Raise ValueError unless the shares rise and lie in (0, 1]."""
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(
+            f"data.crop_scale {scale[0]:g} {scale[1]:g}: expected the least and the largest share of an image's area, "
+            "0 < least <= largest <= 1, such as 0.2 1"
+        )
 
 
 def _in_turn(image: np.ndarray, rng: np.random.Generator, steps: Sequence[TrainTransform]) -> np.ndarray:

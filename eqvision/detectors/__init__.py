@@ -21,7 +21,9 @@ from eqvision.detectors.decode import decode_sigmoid, decode_softmax, scale_boxe
 from eqvision.detectors.deformable_detr import DeformableDETR, deformable_detr
 from eqvision.detectors.detr import DETR, detr
 from eqvision.detectors.found import find_objects, found_in
+from eqvision.detectors.owlvit import OWLVIT_SIZES, Example, OwlViT, OwlViTSize, like_object, owlvit
 from eqvision.detectors.panoptic import PanopticSegments, panoptic_segments
+from eqvision.detectors.queried_decode import batch_extent, decode_queried
 from eqvision.detectors.rcnn import RCNN
 from eqvision.detectors.rcnn_decode import decode_rcnn, scale_detections
 from eqvision.detectors.rcnn_dialects import (
@@ -65,6 +67,7 @@ __all__ = [
     "DETECTRON2",
     "DETR",
     "MMDET",
+    "OWLVIT_SIZES",
     "RCNN",
     "RCNN_DIALECTS",
     "TORCHVISION",
@@ -72,11 +75,15 @@ __all__ = [
     "CenterNet2",
     "CenterRule",
     "DeformableDETR",
+    "Example",
+    "OwlViT",
+    "OwlViTSize",
     "PanopticSegments",
     "ProposalRule",
     "RCNNDialect",
     "SampleRule",
     "Stage",
+    "batch_extent",
     "build_centernet2",
     "build_rcnn",
     "cascade_mask_rcnn_r50_fpn",
@@ -91,6 +98,7 @@ __all__ = [
     "centernet_r18_dcn",
     "centernet_resnet",
     "decode_centers",
+    "decode_queried",
     "decode_rcnn",
     "decode_sigmoid",
     "decode_softmax",
@@ -100,6 +108,7 @@ __all__ = [
     "faster_rcnn_r50_fpn_v2",
     "find_objects",
     "found_in",
+    "like_object",
     "mask_rcnn_r50_fpn",
     "mask_rcnn_r50_fpn_v2",
     "mask_rcnn_small",
@@ -107,6 +116,7 @@ __all__ = [
     "mask_rcnn_vitdet_b",
     "mask_rcnn_vitdet_h",
     "mask_rcnn_vitdet_l",
+    "owlvit",
     "panoptic_segments",
     "rcnn_anchors",
     "rcnn_convnext_fpn",

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from eqvision.ops.boxes import cxcywh_to_xyxy
 from eqvision.types import Detections, SetPredictions
@@ -46,7 +46,7 @@ def _detections(
     return Detections(boxes, scores, labels.astype(jnp.int32), jnp.ones(scores.shape, bool), masks)
 
 
-def scale_boxes(boxes_cxcywh: Float[Array, "b n 4"], size: Int[Array, "b 2"]) -> Float[Array, "b n 4"]:
+def scale_boxes(boxes_cxcywh: Float[Array, "b n 4"], size: Num[Array, "b 2"]) -> Float[Array, "b n 4"]:
     """xyxy in pixels of images of ``size`` (height, width), from cxcywh in [0, 1]."""
     extent = jnp.tile(size[:, ::-1], 2).astype(jnp.float32)
     return cxcywh_to_xyxy(boxes_cxcywh.astype(jnp.float32)) * extent[:, None]

@@ -4,6 +4,7 @@ from eqvision.layers.attention import Attention, Implementation, attention
 from eqvision.layers.batch_norm import BatchNorm, FrozenBatchNorm, batch_norm
 from eqvision.layers.conv import Conv, EpsOn, Padding, StandardizedConv, average_pool, convolve, max_pool
 from eqvision.layers.conv_transpose import ConvTranspose, bilinear_upsampling
+from eqvision.layers.decoder import DecoderBlock, DecoderStack, TextMLP, TextNorm
 from eqvision.layers.deform_conv import DeformConv
 from eqvision.layers.deformable_attention import DeformableAttention
 from eqvision.layers.deformable_transformer import DeformableDecoder, DeformableEncoder
@@ -11,6 +12,7 @@ from eqvision.layers.detr_transformer import DETRDecoder, DETRDecoderLayer, DETR
 from eqvision.layers.drop import LayerScale, MissingKeyError, drop_path, dropout, fold, require_key
 from eqvision.layers.fourier_position import FourierPosition
 from eqvision.layers.init import he_normal_fan_out, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
+from eqvision.layers.kv_cache import KVCache, Memory
 from eqvision.layers.linear import Initializer, Linear
 from eqvision.layers.mlp import MLP, Activation, GatedMLP, activate
 from eqvision.layers.norm import GroupNorm, LayerNorm, RMSNorm, layer_norm
@@ -37,7 +39,9 @@ from eqvision.layers.prompts import (
     mask_prompts,
 )
 from eqvision.layers.relative_attention import RelativeAttention
+from eqvision.layers.relative_buckets import RelativeBias, relative_buckets
 from eqvision.layers.sine_position import sine_position, size_mask
+from eqvision.layers.token_embedding import TokenEmbedding
 from eqvision.layers.torch_init import torch_conv, torch_linear
 from eqvision.layers.transformer import MLPKind, Remat, TransformerBlock, TransformerStack, rematerialised
 from eqvision.layers.two_way import NarrowAttention, TwoWayBlock, TwoWayTransformer
@@ -59,6 +63,8 @@ __all__ = [
     "DETRDecoderLayer",
     "DETREncoder",
     "DETREncoderLayer",
+    "DecoderBlock",
+    "DecoderStack",
     "DeformConv",
     "DeformableAttention",
     "DeformableDecoder",
@@ -70,11 +76,13 @@ __all__ = [
     "GroupNorm",
     "Implementation",
     "Initializer",
+    "KVCache",
     "LayerNorm",
     "LayerScale",
     "Linear",
     "MLPKind",
     "MaskEncoder",
+    "Memory",
     "MissingKeyError",
     "NarrowAttention",
     "NormKind",
@@ -87,9 +95,13 @@ __all__ = [
     "PromptEncoder",
     "RMSNorm",
     "RelativeAttention",
+    "RelativeBias",
     "Remat",
     "SinCos2D",
     "StandardizedConv",
+    "TextMLP",
+    "TextNorm",
+    "TokenEmbedding",
     "TransformerBlock",
     "TransformerStack",
     "TwoWayBlock",
@@ -110,6 +122,7 @@ __all__ = [
     "mask_prompts",
     "max_pool",
     "normal",
+    "relative_buckets",
     "rematerialised",
     "require_key",
     "resample_grid",

@@ -85,13 +85,15 @@ class MLP(eqx.Module):
         *,
         out_width: int | None = None,
         activation: Activation = "gelu",
+        use_bias: bool = True,
         dropout: float = 0.0,
         init: Initializer = xavier_uniform,
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key)
-        self.fc1 = Linear(width, mlp_dim, init=init, key=keys[0])
-        self.fc2 = Linear(mlp_dim, width if out_width is None else out_width, init=init, key=keys[1])
+        out_width = width if out_width is None else out_width
+        self.fc1 = Linear(width, mlp_dim, use_bias=use_bias, init=init, key=keys[0])
+        self.fc2 = Linear(mlp_dim, out_width, use_bias=use_bias, init=init, key=keys[1])
         self.activation = activation
         self.dropout = dropout
 

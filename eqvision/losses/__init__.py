@@ -21,7 +21,10 @@ from eqvision.losses.classification import (
     softmax_cross_entropy,
     softmax_focal,
 )
+from eqvision.losses.contrastive import CHUNK, contrastive_loss, pair_log_sums, sigmoid_loss
 from eqvision.losses.distillation import logit_distillation, token_distillation
+from eqvision.losses.language import BertCounts, BertTargets, bert_counts, bert_loss, token_cross_entropy
+from eqvision.losses.masked_pixels import masked_pixel_loss, normalised_pixels, patch_moments
 from eqvision.losses.masks import mask_dice, mask_focal
 from eqvision.losses.matching_cost import box_cost, focal_cost, softmax_cost
 from eqvision.losses.prompted_masks import (
@@ -67,6 +70,7 @@ from eqvision.losses.set_prediction import (
 __all__ = [
     "CENTERNET2_LOSS",
     "CENTERNET_LOSS",
+    "CHUNK",
     "CROSS_ENTROPY",
     "DEFORMABLE_DETR_LOSS",
     "DETECTRON2_LOSS",
@@ -75,6 +79,8 @@ __all__ = [
     "RCNN_LOSSES",
     "SAM_LOSS",
     "TORCHVISION_LOSS",
+    "BertCounts",
+    "BertTargets",
     "CenterCounts",
     "CenterNetConfig",
     "CenterTargets",
@@ -87,12 +93,15 @@ __all__ = [
     "SegmentationLossConfig",
     "SetPredictionConfig",
     "absolute_error",
+    "bert_counts",
+    "bert_loss",
     "box_cost",
     "box_giou",
     "box_l1",
     "center_counts",
     "center_loss",
     "center_targets",
+    "contrastive_loss",
     "detr_loss",
     "dice_loss",
     "focal_cost",
@@ -104,6 +113,10 @@ __all__ = [
     "mask_focal",
     "mask_iou",
     "mask_rows",
+    "masked_pixel_loss",
+    "normalised_pixels",
+    "pair_log_sums",
+    "patch_moments",
     "prompted_mask_loss",
     "rcnn_counts",
     "rcnn_loss",
@@ -112,12 +125,14 @@ __all__ = [
     "segmentation_loss",
     "sigmoid_cross_entropy",
     "sigmoid_focal",
+    "sigmoid_loss",
     "smooth_l1",
     "softmax_cost",
     "softmax_cross_entropy",
     "softmax_focal",
     "squared_error",
     "target_counts",
+    "token_cross_entropy",
     "token_distillation",
     "weighted_mean",
     "weighted_sums",

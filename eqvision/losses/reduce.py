@@ -33,7 +33,7 @@ def weighted_sums(
     the sums local to the device; of the axes named, only those over which the sums vary are used. Raises
     ValueError inside ``shard_map(..., check_vma=False)``, which hides what varies.
     """
-    _require_tracking(axis_names)
+    require_tracking(axis_names)
     weights = weights.astype(jnp.float32)
     total = (mask_rows(values.astype(jnp.float32), weights) * weights).sum()
     # weights made inside shard_map count once per device, like the values they belong to
@@ -50,7 +50,8 @@ def mask_rows(x: Shaped[Array, "b ..."], weights: Float[Array, "b ..."]) -> Shap
     return jnp.where(used, x, jnp.zeros((), x.dtype))
 
 
-def _require_tracking(axis_names: tuple[str, ...]) -> None:
+def require_tracking(axis_names: tuple[str, ...]) -> None:
+    """Raise ValueError where a sum over devices would be taken of what only looks equal on all of them."""
     for axis in axis_names:
         try:
             split = jax.lax.axis_size(axis) > 1

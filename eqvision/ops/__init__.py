@@ -60,6 +60,7 @@ from eqvision.ops.mask_ops import (
     pasted_run_lengths,
 )
 from eqvision.ops.nms import CLASS_RULES, Selection, nms, select_best
+from eqvision.ops.patches import image_of_patches, patch_pixels
 from eqvision.ops.resize import resize_images
 from eqvision.ops.roi_align import LevelRule, RoIFeatures, fpn_levels, roi_align
 from eqvision.ops.samplers import Sample, drawn_rows, sample_balanced
@@ -73,6 +74,7 @@ from eqvision.ops.sliding_window import (
 )
 from eqvision.ops.soft_nms import matrix_nms, soft_nms
 from eqvision.ops.torch_resize import resize_bicubic, resize_bilinear, resize_nearest
+from eqvision.ops.unit_length import unit_length
 
 __all__ = [
     "ANCHOR_RULES",
@@ -124,6 +126,7 @@ __all__ = [
     "global_sum",
     "greedy",
     "hungarian",
+    "image_of_patches",
     "keep_peaks",
     "lazy",
     "matched_boxes",
@@ -138,6 +141,7 @@ __all__ = [
     "paste_mask",
     "paste_masks",
     "pasted_run_lengths",
+    "patch_pixels",
     "pyramid_anchors",
     "read_cells",
     "resize_bicubic",
@@ -155,6 +159,7 @@ __all__ = [
     "soft_nms",
     "strides_of",
     "top_peaks",
+    "unit_length",
     "vary_like",
     "varying_axes",
     "window_starts",

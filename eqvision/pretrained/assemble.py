@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from eqvision.models import Model
 from eqvision.pretrained.adapt import adapt_channels, check_types
 from eqvision.pretrained.errors import WeightsError, listed
 from eqvision.pretrained.layout import Layout
@@ -20,8 +19,9 @@ from eqvision.pretrained.rules import Rule, Tensors, load_rule
 
 log = logging.getLogger("eqvision.pretrained")
 
-# What ``zoo.builder`` gives: keyword arguments num_classes, image_size, in_channels (each with a default) and key.
-Build = Callable[..., Model]
+# What ``zoo.builder`` gives: keyword arguments num_classes, image_size, in_channels (each with a default; the model
+# may refuse those that it has not) and key.
+Build = Callable[..., Any]
 
 
 class Sizes(NamedTuple):
@@ -34,7 +34,7 @@ class Sizes(NamedTuple):
 
 def assemble(
     build: Build, tensors: Tensors, layout: Layout, wanted: Sizes, *, where: str, key: PRNGKeyArray
-) -> tuple[Model, eqx.nn.State]:
+) -> tuple[Any, eqx.nn.State]:
     """The model that ``build`` gives, with the file's numbers in the sizes that are wanted.
 
     ``where`` is the file, for messages. Raises WeightsError with the first names where a leaf has no tensor, a
@@ -58,7 +58,7 @@ def assemble(
     return with_leaves(model, state, {name: jnp.asarray(leaf, expected[name].dtype) for name, leaf in leaves.items()})
 
 
-def _abstract(build: Build, sizes: Sizes) -> tuple[Model, eqx.nn.State]:
+def _abstract(build: Build, sizes: Sizes) -> tuple[Any, eqx.nn.State]:
     """Shapes of the model and its state; nothing is allocated."""
     return eqx.filter_eval_shape(lambda: eqx.nn.make_with_state(build)(**_given(sizes), key=jax.random.key(0)))
 
@@ -72,8 +72,8 @@ def _absent_head(rules: tuple[Rule, ...], tensors: Tensors, layout: Layout, want
 
     DeiT's second linear layer is ``linear_distilled`` and goes with the first: all that begins as the layer's name.
     """
-    last = layout.classes.rsplit(".", 1)[0]
-    names = {name for rule in rules if rule.our_names[0].startswith(last) for name in rule.their_names}
+    last = [rule for rule in rules if any(name.startswith(layout.last_layer) for name in rule.our_names[:1])]
+    names = {name for rule in last for name in rule.their_names}
     if not names or any(name in tensors for name in names):
         return set()
     if wanted.num_classes is None:
@@ -112,25 +112,31 @@ def _read(rules: tuple[Rule, ...], tensors: Tensors, layout: Layout, where: str)
     return leaves
 
 
-def _sizes(model: Model, leaves: Mapping[str, np.ndarray], layout: Layout, wanted: Sizes, headless: bool) -> Sizes:
+def _sizes(model: Any, leaves: Mapping[str, np.ndarray], layout: Layout, wanted: Sizes, headless: bool) -> Sizes:
     """The wish, and where nothing is wished, the file."""
-    classes = wanted.num_classes if headless else wanted.num_classes or layout.class_count(leaves)
+    known = not headless and layout.classes != ""
+    classes = wanted.num_classes or (layout.class_count(leaves) if known else None)
     image_size = wanted.image_size
     if image_size is None and layout.positions in leaves:
         rows, columns = leaves[layout.positions].shape[:2]
-        patch = model.backbone.strides[-1]
+        patch = _patch_size(model, layout)
         image_size = (rows * patch, columns * patch)
     if image_size is None and layout.image_size is not None:
-        image_size = layout.image_size(leaves, model.backbone.strides[-1])
-    channels = wanted.in_channels or leaves[layout.first_conv].shape[2]
+        image_size = layout.image_size(leaves, _patch_size(model, layout))
+    kernel = leaves.get(layout.first_conv)
+    channels = wanted.in_channels or (None if kernel is None else kernel.shape[2])
     return Sizes(classes, image_size, channels)
+
+
+def _patch_size(model: Any, layout: Layout) -> int:
+    return getattr(model, layout.image_tower).strides[-1]
 
 
 def _adapted(
     leaves: dict[str, np.ndarray],
     expected: Mapping[str, Any],
     layout: Layout,
-    model: Model,
+    model: Any,
     sizes: Sizes,
     where: str,
 ) -> dict[str, np.ndarray]:
@@ -139,7 +145,7 @@ def _adapted(
     if layout.classes in leaves and layout.class_count(leaves) != sizes.num_classes:
         log.info("%s: the layer for %d classes is dropped", where, layout.class_count(leaves))
         leaves = {name: leaf for name, leaf in leaves.items() if not _is_dropped(name, leaf, expected, layout)}
-    kernel = leaves.get(layout.first_conv)  # None: eqvision's own file of a model that has none
+    kernel = leaves.get(layout.first_conv)  # None: a model that has none
     if kernel is not None and sizes.in_channels is not None and kernel.shape[2] != sizes.in_channels:
         leaves[layout.first_conv] = adapt_channels(kernel, sizes.in_channels, where)
         log.info("%s: %s adapted from %d to %d channels", where, layout.first_conv, kernel.shape[2], sizes.in_channels)
@@ -153,7 +159,7 @@ def _adapted(
 
 def _is_dropped(name: str, leaf: np.ndarray, expected: Mapping[str, Any], layout: Layout) -> bool:
     """Whether a leaf is of a layer for classes, of which the model has another number."""
-    if name.startswith(layout.classes.rsplit(".", 1)[0]):
+    if name.startswith(layout.last_layer):
         return True
     depends = any(fnmatch.fnmatchcase(name, pattern) for pattern in layout.class_layers)
     return depends and name in expected and leaf.shape != expected[name].shape
@@ -177,7 +183,7 @@ def _other_windows(
 def _fresh(
     build: Build,
     sizes: Sizes,
-    model: Any,  # a Model, with a head unless the layout has class_layers
+    model: Any,  # it has a head unless the layout has class_layers
     state: eqx.nn.State,
     leaves: Mapping[str, np.ndarray],
     layout: Layout,
@@ -185,9 +191,9 @@ def _fresh(
     key: PRNGKeyArray,
 ) -> dict[str, Any]:
     """Initial values of the last layer where the file's does not fit, and of what the layout does not have at all."""
-    last = layout.classes.rsplit(".", 1)[0]
     expected = named_arrays(model, state)
-    names = [n for n in expected if n not in leaves and _may_be_fresh(n, (last, *layout.fresh), layout.class_layers)]
+    starts = (*layout.last_layer, *layout.fresh)
+    names = [n for n in expected if n not in leaves and _may_be_fresh(n, starts, layout.class_layers)]
     if not names:
         return {}
     log.info("%s: fresh values for %s", where, ", ".join(names))

@@ -9,7 +9,6 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from eqvision.models import Model
 from eqvision.names import nearest
 from eqvision.pretrained.errors import WeightsError
 from eqvision.pretrained.layout import Layout
@@ -18,10 +17,11 @@ from eqvision.pretrained.leaf_names import named_arrays
 from eqvision.pretrained.load import layout_options
 from eqvision.zoo import row_of
 
-STORED = ("norm", "num_queries")  # options that only say which tensors there are
+# Options that only say which tensors there are
+STORED = ("norm", "num_queries", "vocab_size", "max_positions", "num_segments", "next_sentence")
 
 
-def target_layout(model: Model, state: eqx.nn.State, to: str, source: str | None = None) -> Layout:
+def target_layout(model: eqx.Module, state: eqx.nn.State, to: str, source: str | None = None) -> Layout:
     """The layout called ``to``, or the one of the origin ``to`` (timm, hf, torchvision, google ...) for the model.
 
     Of several, the layout ``source``, which the weights are from, comes first. Raises UnknownNameError for a word
@@ -41,14 +41,14 @@ def target_layout(model: Model, state: eqx.nn.State, to: str, source: str | None
     return next((each for each in found if each.name == source), found[0])
 
 
-def holds(layout: Layout, model: Model, state: eqx.nn.State) -> bool:
+def holds(layout: Layout, model: eqx.Module, state: eqx.nn.State) -> bool:
     """Whether the layout has names for all leaves of the model and no others, and would be recognised by them."""
     if not layout.describes(model) or not _same_leaves(layout, model, state):
         return False
     return layout.recognises([name for rule in layout.rules(model) for name in rule.their_names])
 
 
-def _same_leaves(layout: Layout, model: Model, state: eqx.nn.State) -> bool:
+def _same_leaves(layout: Layout, model: eqx.Module, state: eqx.nn.State) -> bool:
     known = {name for rule in layout.rules(model) for name in rule.our_names}
     return known == set(named_arrays(model, state))
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from eqvision.classifiers import Classifier
-from eqvision.models import Model
 from eqvision.pretrained.rules import Rule
 
 # (positions (h, w, d), new (h, w)) -> positions on the new grid
@@ -39,6 +38,8 @@ class Layout:
     """Arguments of the zoo's builder that differ from the row's: what the original computes otherwise (eps, GELU)."""
     from_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     """More such arguments from the ``config.json`` beside the file, where there is one."""
+    from_tensors: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]] | None = None
+    """More such arguments from the file's own tensors: the size of the vocabulary, a part that only some files have."""
     check: Callable[[Any, Mapping[str, Any]], None] | None = None
     """Raises WeightsError where ``config.json`` tells of another model of the same shapes: of other heads."""
     prepare: Callable[[Any, Mapping[str, np.ndarray], str], Mapping[str, np.ndarray]] | None = None
@@ -46,7 +47,9 @@ class Layout:
     resample: Resample | None = None
     """How the original brings position embeddings to another grid; None for layouts without them."""
     positions: str = "backbone.position.weight"
-    """The leaf that ``resample`` is for, (h, w, d)."""
+    """The leaf that ``resample`` is for, (h, w, d); "" for models of no images."""
+    image_tower: str = "backbone"
+    """The part of the model whose last stride is the size of the patches that ``positions`` are of."""
     image_size: Callable[[Mapping[str, np.ndarray], int], tuple[int, int] | None] | None = None
     """(leaves, patch size) -> height and width in pixels that the file's model is for, where positions do not tell."""
     tables: str = ""
@@ -54,9 +57,9 @@ class Layout:
     resample_tables: Resample | None = None
     """How the original brings one such table to another window's (rows, columns); None where it does not."""
     first_conv: str = "backbone.patch_embed.weight"
-    """The leaf whose inputs are the channels of the image."""
+    """The leaf whose inputs are the channels of the image; "" for models of no images."""
     classes: str = "head.linear.bias"
-    """The leaf whose last axis is the number of classes."""
+    """The leaf whose last axis is the number of classes; "" for models that know no classes."""
     class_layers: tuple[str, ...] = ()
     """Patterns of all leaves whose shape may depend on the number of classes, where ``model.head`` is not all."""
     computes: Callable[[Any], bool] = lambda model: True
@@ -66,9 +69,14 @@ class Layout:
     kind: type = Classifier
     """The class of the models."""
 
-    def describes(self, model: Model) -> bool:
+    def describes(self, model: Any) -> bool:
         """Whether the layout is one of this model's."""
         return isinstance(model, self.kind) and self.fits(model)
+
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """What the names of the layer for classes begin with; empty where there is none."""
+        return (self.classes.rpartition(".")[0],) if self.classes else ()
 
     def class_count(self, leaves: Mapping[str, Any]) -> int:
         """The number of classes that leaves by our names, arrays or shapes, are for."""

@@ -7,12 +7,10 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from eqvision.models import Model
-
-M = TypeVar("M", bound=Model)
+M = TypeVar("M", bound=eqx.Module)
 
 
-def leaf_names(model: Model, state: eqx.nn.State) -> list[str]:
+def leaf_names(model: eqx.Module, state: eqx.nn.State) -> list[str]:
     """Dotted names of all leaves of ``(model, state)``, in the order of ``jax.tree.leaves``.
 
     Parameters by their path, running statistics as ``stats.LAYER.mean`` and ``stats.LAYER.variance``.
@@ -21,7 +19,7 @@ def leaf_names(model: Model, state: eqx.nn.State) -> list[str]:
     return [_dotted(path) for path, _ in paths] + statistics_names(model, state)
 
 
-def statistics_names(model: Model, state: eqx.nn.State) -> list[str]:
+def statistics_names(model: eqx.Module, state: eqx.nn.State) -> list[str]:
     """Names of the leaves of ``state``, in its order; a layer other than batch norm has numbers for names."""
     found = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda x: isinstance(x, eqx.nn.StateIndex))
     layers = {leaf.marker: _dotted(path[:-1]) for path, leaf in found if isinstance(leaf, eqx.nn.StateIndex)}
@@ -33,12 +31,12 @@ def statistics_names(model: Model, state: eqx.nn.State) -> list[str]:
     return names
 
 
-def named_arrays(model: Model, state: eqx.nn.State) -> dict[str, Any]:
+def named_arrays(model: eqx.Module, state: eqx.nn.State) -> dict[str, Any]:
     """Leaves by name."""
     return dict(zip(leaf_names(model, state), jax.tree.leaves((model, state)), strict=True))
 
 
-def named_tensors(model: Model, state: eqx.nn.State) -> dict[str, np.ndarray]:
+def named_tensors(model: eqx.Module, state: eqx.nn.State) -> dict[str, np.ndarray]:
     """Leaves by name, as numpy arrays."""
     return {name: np.ascontiguousarray(leaf) for name, leaf in named_arrays(model, state).items()}
 

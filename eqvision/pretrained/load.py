@@ -43,8 +43,9 @@ def load(
     ``source`` is a file, a folder, ``hf:organisation/repository``, a URL, the tag of a card (``eqvision info NAME``
     lists them), or None for the first card; a file that is there is never asked for on the network. ``num_classes``,
     ``image_size`` and ``in_channels`` are those of the file where they are None. Another number of classes gives a
-    fresh last layer (from ``key``), another size resampled positions as the original library does it. The layout is
-    recognised from the names in the file unless it is given. The options from ``dropout`` on are those of ``create``.
+    fresh last layer (from ``key``), another size resampled positions as the original library does it. A model of
+    text has the file's vocabulary and number of positions. The layout is recognised from the names in the file unless
+    it is given. The options from ``dropout`` on are those of ``create``.
 
     Raises UnknownNameError for name or layout, FileNotFoundError with what to download and where to put it, and
     WeightsError with the first names where file and model do not agree to the last tensor.
@@ -64,7 +65,7 @@ class Loaded(NamedTuple):
     state: eqx.nn.State
     layout: Layout
     options: dict[str, Any]
-    """Arguments of the zoo's builder that the layout set."""
+    """Arguments of the zoo's builder that the layout and the file set."""
     path: Path
     """The file, or the folder that it is in."""
     config: Mapping[str, Any] | None
@@ -85,7 +86,8 @@ def read_model(
     path = location.path
     tensors, config = read_tensors(path), read_config(path)
     chosen = choose_layout(name, tensors, layout or location.layout, where=str(path))
-    differences = layout_options(chosen, config)
+    differences = layout_options(chosen, config, tensors)
+    _check_asked(options or {}, chosen, tensors, str(path))
     if chosen.name == own.LAYOUT.name:
         chosen, wanted, differences = _own(name, path, tensors, chosen, wanted)
     build = builder(name, {**differences, **(options or {})})
@@ -94,6 +96,18 @@ def read_model(
     if chosen.check is not None and config is not None:
         chosen.check(model, config)
     return Loaded(model, state, chosen, differences, path, config)
+
+
+def _check_asked(options: Mapping[str, Any], layout: Layout, tensors: Mapping[str, np.ndarray], where: str) -> None:
+    """Raises WeightsError where another vocabulary, or whatever else the file decides, is asked for."""
+    found = {} if layout.from_tensors is None else layout.from_tensors(tensors)
+    other = [
+        f"{name} is {value} in the file, and {options[name]} is asked for"
+        for name, value in found.items()
+        if options.get(name, value) != value
+    ]
+    if other:
+        raise WeightsError(f"{where} is of another model (read as layout {layout.name}):{listed(other)}")
 
 
 def _own(
@@ -118,10 +132,13 @@ def _own(
     return (layout if family is None else own.like(layout, family)), sizes, dict(card.options)
 
 
-def layout_options(layout: Layout, config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What models of the layout compute otherwise than the zoo's row, from the layout and from ``config.json``."""
+def layout_options(
+    layout: Layout, config: Mapping[str, Any] | None, tensors: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """What models of the layout have otherwise than the zoo's row: from the layout, ``config.json`` and the tensors."""
     extra = layout.from_config(config) if layout.from_config and config is not None else {}
-    return {**layout.options, **extra}
+    found = layout.from_tensors(tensors) if layout.from_tensors and tensors is not None else {}
+    return {**layout.options, **extra, **found}
 
 
 def choose_layout(name: str, names: Collection[str], layout: str | None, *, where: str) -> Layout:

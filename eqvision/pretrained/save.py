@@ -3,14 +3,13 @@
 import equinox as eqx
 import numpy as np
 
-from eqvision.models import Model
 from eqvision.pretrained.errors import WeightsError, listed
 from eqvision.pretrained.layout import Layout
 from eqvision.pretrained.leaf_names import named_tensors
 from eqvision.pretrained.rules import save_rule
 
 
-def to_layout(model: Model, state: eqx.nn.State, layout: Layout) -> dict[str, np.ndarray]:
+def to_layout(model: eqx.Module, state: eqx.nn.State, layout: Layout) -> dict[str, np.ndarray]:
     """Tensors by the layout's names. Raises WeightsError where the model has leaves that the layout has no name for."""
     if not layout.describes(model):
         raise WeightsError(f"layout {layout.name} ({layout.source}) does not describe this model")

@@ -22,13 +22,14 @@ LEGACY_VERSION = 1001
 
 
 def read_torch_zip(path: Path) -> dict[str, np.ndarray]:
-    """The model in a zip archive of ``torch.save``. Raises WeightsError for a TorchScript program."""
+    """The model in a zip archive of ``torch.save``, or the parameters and buffers of a TorchScript program in one.
+
+    A program keeps its constants in a second pickle, and its code as text; neither is looked at.
+    """
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         pickled = next(name for name in names if name.count("/") <= 1 and name.rpartition("/")[2] == "data.pkl")
         root = pickled.removesuffix("data.pkl")
-        if f"{root}constants.pkl" in names:
-            raise WeightsError("is a TorchScript program; save the model's state_dict instead")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
             raise WeightsError("has big-endian numbers; save it on a little-endian machine")
         storages: dict[str, Storage] = {}

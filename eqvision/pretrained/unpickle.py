@@ -18,6 +18,9 @@ import numpy as np
 from eqvision.pretrained.tree import Leaf, Pending
 
 
+SCRIPTED = "__torch__"  # where TorchScript keeps its classes; no such module can be imported
+
+
 class RefusedError(pickle.UnpicklingError):
     """The pickle asks for a Python object that is not in the table."""
 
@@ -56,6 +59,21 @@ class Inert(dict):
     add = append
 
 
+class Attributes(dict):
+    """A module of a TorchScript program: what it has by name, tensors and further modules."""
+
+    def __new__(cls) -> "Attributes":
+        return super().__new__(cls)
+
+    def __init__(self):
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError(f"a module with a {type(state).__name__} for its attributes")
+        self.update(state)
+
+
 class Storage:
     """Numbers of one type in one row. ``fetch`` reads its bytes from the file, on first use."""
 
@@ -89,6 +107,8 @@ class Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in INERT:
             return type(name, (Inert,), {})  # a new one each time: a pickle can give a class attributes
+        if module.split(".")[0] == SCRIPTED:
+            return type(name, (Attributes,), {})
         if (module, name) not in self._table:
             raise RefusedError(f"{module}.{name}")
         return self._table[module, name]

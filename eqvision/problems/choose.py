@@ -1,11 +1,20 @@
 """The problem of a configuration."""
 
 from eqvision.problems.classification import classification_problem
+from eqvision.problems.contrastive import contrastive_problem
 from eqvision.problems.detection import detection_problem
+from eqvision.problems.masked_image import masked_problem
 from eqvision.problems.problem import Problem
 from eqvision.problems.prompted import prompted_problem
 from eqvision.problems.segmentation import segmentation_problem
-from eqvision.recipes import DetectionConfig, PromptedConfig, RunConfig, SegmentationConfig
+from eqvision.recipes import (
+    ContrastiveConfig,
+    DetectionConfig,
+    MaskedConfig,
+    PromptedConfig,
+    RunConfig,
+    SegmentationConfig,
+)
 
 
 def make_problem(config: RunConfig) -> Problem:
@@ -16,4 +25,8 @@ def make_problem(config: RunConfig) -> Problem:
         return segmentation_problem(config)
     if isinstance(config, PromptedConfig):
         return prompted_problem(config)
+    if isinstance(config, ContrastiveConfig):
+        return contrastive_problem(config)
+    if isinstance(config, MaskedConfig):
+        return masked_problem(config)
     return classification_problem(config)

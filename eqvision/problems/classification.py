@@ -66,27 +66,7 @@ class Classification:
         return load_teacher(self.config, mesh)
 
     def stream(self, start_step: int) -> Iterator[ClassificationBatch]:
-        data, config = self.config.data, self.config
-        return train_stream(
-            self.source,
-            batch_size=config.loop.batch_size,
-            seed=config.seed,
-            transform=encoded_train_transform(
-                data.transform,
-                config.model.image_size,
-                data.interpolation,
-                config.augment,
-                mean_fill(data.mean),
-                decoder=data.decoder,
-                in_channels=config.model.in_channels,
-            ),
-            repeats=config.augment.repeats,
-            num_threads=data.num_threads,
-            num_workers=data.num_workers,
-            start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        return training_stream(self.config, self.source, start_step)
 
     def counts(self, batch: ClassificationBatch) -> Float[Array, ""]:
         """The sum of the weights."""
@@ -139,6 +119,32 @@ class Classification:
 
     def report(self, folder: RunFolder, rows: list[Row], evaluation: Evaluation) -> None:
         write_report(folder, rows, evaluation, self.source.class_names, self.task)
+
+
+def training_stream(config: TrainConfig, source: Source, start_step: int) -> Iterator[ClassificationBatch]:
+    """This process's rows of every training batch from ``start_step`` on, as the configuration asks for them."""
+    data = config.data
+    return train_stream(
+        source,
+        batch_size=config.loop.batch_size,
+        seed=config.seed,
+        transform=encoded_train_transform(
+            data.transform,
+            config.model.image_size,
+            data.interpolation,
+            config.augment,
+            mean_fill(data.mean),
+            decoder=data.decoder,
+            in_channels=config.model.in_channels,
+            crop_scale=data.crop_scale,
+        ),
+        repeats=config.augment.repeats,
+        num_threads=data.num_threads,
+        num_workers=data.num_workers,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def classification_problem(config: TrainConfig) -> Classification:

@@ -2,7 +2,6 @@
 
 import inspect
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import equinox as eqx
@@ -16,7 +15,6 @@ from eqvision.data import ImageFolder, normalize
 from eqvision.data.pairs import PairSource, PairsStream, pairs_eval_stream, pairs_train_stream
 from eqvision.data.text import Tokenizer
 from eqvision.keys import StepKeys
-from eqvision.losses.contrastive import contrastive_loss, sigmoid_loss
 from eqvision.multimodal import Clip
 from eqvision.names import nearest
 from eqvision.problems.contrastive_data import (
@@ -27,9 +25,10 @@ from eqvision.problems.contrastive_data import (
     load_zero_shot,
 )
 from eqvision.problems.contrastive_evaluator import ContrastiveEvaluation, ContrastiveEvaluator
-from eqvision.recipes.contrastive_config import ContrastiveConfig, ContrastiveLossConfig
+from eqvision.recipes.contrastive_config import ContrastiveConfig
 from eqvision.run_folder import Row, RunFolder
-from eqvision.types import ClipOutputs, PairsBatch, TextTokens
+from eqvision.tasks.contrastive import pair_loss
+from eqvision.types import PairsBatch, TextTokens
 from eqvision.zoo_language import LANGUAGE, language_builder
 
 
@@ -110,7 +109,8 @@ class Contrastive:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]], eqx.nn.State]:
         """Every image is compared with every text of the global batch. The scale is logged as this device's share."""
         outputs, new = model(self._images(batch.images), batch.text, stats, train=True, key=keys.own)
-        loss = pair_loss(outputs, batch.weights, counts, self.config.task)
+        task = self.config.task
+        loss = pair_loss(outputs, batch.weights, counts, loss=task.loss, chunk=task.chunk)
         share = batch.weights.sum() / jnp.where(counts == 0, 1.0, counts)
         return loss, {"scale": outputs.scale * share}, new
 
@@ -144,17 +144,6 @@ class Contrastive:
             self.tokenizer.save(kept)
 
 
-def pair_loss(
-    outputs: ClipOutputs, weights: Float[Array, " b"], counts: Float[Array, ""], task: ContrastiveLossConfig
-) -> Float[Array, ""]:
-    """This device's share of the loss of the global batch."""
-    image, text, scale, bias = outputs
-    if task.loss == "softmax":
-        return contrastive_loss(image, text, scale, weights, count=counts, chunk=task.chunk)
-    bias = jnp.zeros(()) if bias is None else bias
-    return sigmoid_loss(image, text, scale, bias, weights, count=counts, chunk=task.chunk)
-
-
 def build_clip(config: ContrastiveConfig, tokenizer: Tokenizer) -> tuple[Clip, eqx.nn.State]:
     """The model of a run as it is before step 0, for the vocabulary of ``tokenizer``."""
     model = config.model
@@ -171,7 +160,7 @@ def _options(config: ContrastiveConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "drop_path": model.drop_path,
         "remat": model.remat,
         "unroll": model.unroll,
-        "implementation": model.attention,
+        "attention": model.attention,
     }
     given = {name: value for name, value in chosen.items() if value is not None}
     sizes = {"vocab_size": tokenizer.vocab_size, "length": model.length}
@@ -193,7 +182,11 @@ def require_clip(name: str) -> None:
 
 
 def contrastive_problem(config: ContrastiveConfig) -> Contrastive:
-    """Find images, captions and vocabulary, and check that everything fits together, before anything is computed."""
+    """Find images, captions and vocabulary, and check that everything fits together, before anything is computed.
+
+    Raises ValueError and UnknownNameError for a model and options that do not fit, and what sources and tokenizers
+    raise.
+    """
     require_clip(config.model.name)
     _check(config)
     check_splits(config.data)
@@ -202,7 +195,19 @@ def contrastive_problem(config: ContrastiveConfig) -> Contrastive:
     source = load_pairs(config.data, channels, config.data.train_split)
     test_source = load_pairs(config.data, channels, config.data.test_split)
     zero_shot = load_zero_shot(config.data, channels)
-    return Contrastive(config, source, test_source, load_run_tokenizer(config, source), zero_shot)
+    problem = Contrastive(config, source, test_source, load_run_tokenizer(config, source), zero_shot)
+    _check_model(problem)
+    return problem
+
+
+def _check_model(problem: Contrastive) -> None:
+    """Raise ValueError for a model without a bias under the sigmoid loss, and what the model's builder raises."""
+    model, _ = eqx.filter_eval_shape(problem.build)
+    if problem.config.task.loss == "sigmoid" and model.logit_bias is None:
+        raise ValueError(
+            f"--task.loss sigmoid needs a model with a bias, as SigLIP has, and {problem.config.model.name} has none; "
+            "use --task.loss softmax"
+        )
 
 
 def _check(config: ContrastiveConfig) -> None:
@@ -216,8 +221,3 @@ def _check(config: ContrastiveConfig) -> None:
         raise ValueError(
             f"--task.chunk {config.task.chunk}, --model.length {config.model.length}; expected 1 or more of each"
         )
-
-
-def run_tokenizer_file(folder: RunFolder) -> Path:
-    """Where a run keeps its vocabulary."""
-    return folder.path / "tokenizer.json"

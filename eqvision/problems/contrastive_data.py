@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eqvision.data import ImageFolder, eval_transform, random_resized_crop, train_transform
+from eqvision.data.pairs import TEMPLATES as DIGIT_TEMPLATES
 from eqvision.data.pairs import (
     CaptionedDigits,
     PairSource,
@@ -22,6 +23,7 @@ from eqvision.data.transforms import INTERPOLATIONS, EvalTransform, TrainTransfo
 from eqvision.names import nearest
 from eqvision.recipes.contrastive_config import ContrastiveConfig, PairsDataConfig, TokenizerConfig
 
+PHOTO_TEMPLATES = ("a photo of a {}.",)
 MOST_COUNTED = 20_000  # captions whose length is looked at before training
 
 
@@ -48,9 +50,14 @@ def load_zero_shot(data: PairsDataConfig, in_channels: int) -> ImageFolder | Non
     """Images of classes that are told by their names, where the configuration has any."""
     if not data.zero_shot_path:
         return None
-    return ImageFolder(
-        data.zero_shot_path, data.zero_shot_split, in_channels=in_channels, on_corrupt=data.on_corrupt
-    )
+    return ImageFolder(data.zero_shot_path, data.zero_shot_split, in_channels=in_channels, on_corrupt=data.on_corrupt)
+
+
+def templates_of(data: PairsDataConfig) -> tuple[str, ...]:
+    """The sentences that classes are asked for with."""
+    if data.templates:
+        return data.templates
+    return DIGIT_TEMPLATES if data.kind == "digits" and not data.zero_shot_path else PHOTO_TEMPLATES
 
 
 def check_splits(data: PairsDataConfig) -> None:
@@ -114,6 +121,7 @@ def _tell_cut(source: PairSource, tokenizer: Tokenizer, length: int) -> None:
     cut = count_cut(texts, tokenizer, length)
     if cut:
         print(
-            f"{cut} of the first {len(texts)} captions have more than --model.length {length} tokens and lose their end",
+            f"{cut} of the first {len(texts)} captions have more than --model.length {length} tokens and lose "
+            "their end",
             file=sys.stderr,
         )

@@ -23,22 +23,34 @@ from eqvision.recipes.config import (
     TaskConfig,
     TrainConfig,
 )
+from eqvision.recipes.contrastive_config import (
+    ClipModelConfig,
+    ContrastiveConfig,
+    ContrastiveLossConfig,
+    PairsDataConfig,
+    TokenizerConfig,
+)
 from eqvision.recipes.detect import detect
 from eqvision.recipes.detection_config import DetectionConfig, DetectionDataConfig, DetectorConfig
 from eqvision.recipes.digits import digits
+from eqvision.recipes.digits_clip import digits_clip
 from eqvision.recipes.digits_detr import digits_detr
 from eqvision.recipes.digits_mask_rcnn import digits_mask_rcnn
 from eqvision.recipes.digits_sam import digits_sam
 from eqvision.recipes.digits_segmentation import digits_segmentation
 from eqvision.recipes.folder import arrays, folder
+from eqvision.recipes.folder_mae import folder_mae
+from eqvision.recipes.imagenet_mae import imagenet_mae_b16
 from eqvision.recipes.instances import instances
+from eqvision.recipes.masked_config import MaskedConfig, MaskedEvalConfig, MaskedModelConfig, MaskedTaskConfig
+from eqvision.recipes.pairs_clip import pairs_clip_b32, pairs_siglip_b16
 from eqvision.recipes.pets_unet import pets_unet
 from eqvision.recipes.prompted_config import PromptedConfig, PromptedLossConfig, PromptedModelConfig
 from eqvision.recipes.sam_finetune import sam_finetune
 from eqvision.recipes.segmentation_config import SegmentationConfig, SegmentationDataConfig, SegmenterConfig
 from eqvision.recipes.serialise import difference, from_dict, overlay, to_dict
 
-RunConfig = TrainConfig | DetectionConfig | SegmentationConfig | PromptedConfig
+RunConfig = TrainConfig | DetectionConfig | SegmentationConfig | PromptedConfig | ContrastiveConfig | MaskedConfig
 """What the loop runs."""
 
 RECIPES = {
@@ -54,12 +66,17 @@ RECIPES = {
     "coco_vitdet_b": coco_vitdet_b,
     "detect": detect,
     "digits": digits,
+    "digits_clip": digits_clip,
     "digits_detr": digits_detr,
     "digits_mask_rcnn": digits_mask_rcnn,
     "digits_sam": digits_sam,
     "digits_segmentation": digits_segmentation,
     "folder": folder,
+    "folder_mae": folder_mae,
+    "imagenet_mae_b16": imagenet_mae_b16,
     "instances": instances,
+    "pairs_clip_b32": pairs_clip_b32,
+    "pairs_siglip_b16": pairs_siglip_b16,
     "pets_unet": pets_unet,
     "sam_finetune": sam_finetune,
 }
@@ -68,6 +85,9 @@ __all__ = [
     "RECIPES",
     "AugmentConfig",
     "CheckpointConfig",
+    "ClipModelConfig",
+    "ContrastiveConfig",
+    "ContrastiveLossConfig",
     "DataConfig",
     "DetectionConfig",
     "DetectionDataConfig",
@@ -76,9 +96,14 @@ __all__ = [
     "EvalConfig",
     "LogConfig",
     "LoopConfig",
+    "MaskedConfig",
+    "MaskedEvalConfig",
+    "MaskedModelConfig",
+    "MaskedTaskConfig",
     "MeshConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PairsDataConfig",
     "PromptedConfig",
     "PromptedLossConfig",
     "PromptedModelConfig",
@@ -88,6 +113,7 @@ __all__ = [
     "SegmentationDataConfig",
     "SegmenterConfig",
     "TaskConfig",
+    "TokenizerConfig",
     "TrainConfig",
     "ade20k_segmenter_s16_mask",
     "arrays",
@@ -102,14 +128,19 @@ __all__ = [
     "detect",
     "difference",
     "digits",
+    "digits_clip",
     "digits_detr",
     "digits_mask_rcnn",
     "digits_sam",
     "digits_segmentation",
     "folder",
+    "folder_mae",
     "from_dict",
+    "imagenet_mae_b16",
     "instances",
     "overlay",
+    "pairs_clip_b32",
+    "pairs_siglip_b16",
     "pets_unet",
     "sam_finetune",
     "to_dict",

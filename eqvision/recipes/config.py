@@ -58,6 +58,8 @@ class DataConfig:
     """Split to evaluate on."""
     transform: Literal["imagenet", "cifar", "digits", "none"] = "cifar"
     """imagenet: random resized crop and flip. cifar: pad 4, crop, flip. digits: shift by a pixel. none: resize."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """imagenet: least and largest share of the image's area that a random crop has."""
     interpolation: str = "bicubic"
     """Filter of resizing: nearest, bilinear, bicubic, lanczos or box."""
     crop_fraction: float | None = None

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqvision.layers import resample_grid
-from eqvision.models import Model
 from eqvision.pretrained.layout import Layout
 from eqvision.pretrained.rules import Rule
 
 
-def rules(model: Model) -> tuple[Rule, ...]:
+def rules(model: eqx.Module) -> tuple[Rule, ...]:
     found = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda x: isinstance(x, eqx.nn.StateIndex))
     names = []
     for path, leaf in found:

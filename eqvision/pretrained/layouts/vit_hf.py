@@ -13,7 +13,7 @@ from typing import Any
 from eqvision.backbones import VisionTransformer
 from eqvision.classifiers import Classifier
 from eqvision.heads import TokenHead
-from eqvision.layers import Activation, GatedMLP, PositionEmbedding2D
+from eqvision.layers import Activation, GatedMLP, PositionEmbedding2D, TransformerStack
 from eqvision.names import nearest
 from eqvision.pretrained.config import check_config
 from eqvision.pretrained.layout import Layout
@@ -116,13 +116,18 @@ def _positions(backbone: VisionTransformer, theirs: str) -> list[Rule]:
 
 
 def _vit_blocks(backbone: VisionTransformer, prefix: str) -> list[Rule]:
-    theirs, each = f"{prefix}encoder.layer.{{}}", tuple(range(backbone.encoder.depth))
+    return block_rules(backbone.encoder, "backbone.encoder", f"{prefix}encoder.layer.{{}}")
+
+
+def block_rules(stack: TransformerStack, ours: str, theirs: str) -> list[Rule]:
+    """A stack, the leaf ``ours`` of our model; ``theirs`` has ``{}`` where the number of the block stands."""
+    ours, each = f"{ours}.blocks", tuple(range(stack.depth))
     return [
-        *_layer_norm(f"{BLOCKS}.norm1", f"{theirs}.layernorm_before", each),
-        *_attention(backbone, theirs, each),
-        *_layer_norm(f"{BLOCKS}.norm2", f"{theirs}.layernorm_after", each),
-        *_linear(f"{BLOCKS}.mlp.fc1", f"{theirs}.intermediate.dense", each),
-        *_linear(f"{BLOCKS}.mlp.fc2", f"{theirs}.output.dense", each),
+        *_layer_norm(f"{ours}.norm1", f"{theirs}.layernorm_before", each),
+        *_attention(stack, ours, theirs, each),
+        *_layer_norm(f"{ours}.norm2", f"{theirs}.layernorm_after", each),
+        *_linear(f"{ours}.mlp.fc1", f"{theirs}.intermediate.dense", each),
+        *_linear(f"{ours}.mlp.fc2", f"{theirs}.output.dense", each),
     ]
 
 
@@ -131,7 +136,7 @@ def _dinov2_blocks(backbone: VisionTransformer, prefix: str) -> list[Rule]:
     gated = isinstance(backbone.encoder.blocks.mlp, GatedMLP)
     return [
         *_layer_norm(f"{BLOCKS}.norm1", f"{theirs}.norm1", each),
-        *_attention(backbone, theirs, each),
+        *_attention(backbone.encoder, BLOCKS, theirs, each),
         Rule(f"{BLOCKS}.scale1.scale", f"{theirs}.layer_scale1.lambda1", each=each),
         *_layer_norm(f"{BLOCKS}.norm2", f"{theirs}.norm2", each),
         *(_gated_mlp(f"{theirs}.mlp", each) if gated else _mlp(f"{theirs}.mlp", each)),
@@ -139,11 +144,11 @@ def _dinov2_blocks(backbone: VisionTransformer, prefix: str) -> list[Rule]:
     ]
 
 
-def _attention(backbone: VisionTransformer, theirs: str, each: tuple[int, ...]) -> list[Rule]:
-    table = _linear(f"{BLOCKS}.attention.out", f"{theirs}.attention.output.dense", each)
+def _attention(stack: TransformerStack, ours: str, theirs: str, each: tuple[int, ...]) -> list[Rule]:
+    table = _linear(f"{ours}.attention.out", f"{theirs}.attention.output.dense", each)
     for name in ("query", "key", "value"):
-        rules = _linear(f"{BLOCKS}.attention.{name}", f"{theirs}.attention.attention.{name}", each)
-        table += rules if backbone.encoder.blocks.attention.query.bias is not None else rules[:1]
+        rules = _linear(f"{ours}.attention.{name}", f"{theirs}.attention.attention.{name}", each)
+        table += rules if stack.blocks.attention.query.bias is not None else rules[:1]
     return table
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from eqvision.backbones import VisionTransformer
 from eqvision.classifiers import Classifier
 from eqvision.heads import DistilledHead, TokenHead
-from eqvision.layers import MLP, PositionEmbedding2D, TransformerBlock
+from eqvision.layers import MLP, PositionEmbedding2D, TransformerBlock, TransformerStack
 from eqvision.pretrained.layout import Layout
 from eqvision.pretrained.position import square_table
 from eqvision.pretrained.resample import torch_bicubic_antialias
@@ -76,7 +76,7 @@ def vit_rules(model: Classifier, names: Names) -> tuple[Rule, ...]:
         Rule(f"{patches}.weight", f"{body}patch_embed.proj.weight", CONV),
         Rule(f"{patches}.bias", f"{body}patch_embed.proj.bias"),
         *_tokens(backbone, names),
-        *_blocks(backbone, names),
+        *block_rules(backbone.encoder, "backbone.encoder", f"{body}blocks.{{}}", names),
     ]
     if backbone.norm is not None:
         table += affine("backbone.norm", f"{body}norm")
@@ -107,9 +107,9 @@ def _tokens(backbone: VisionTransformer, names: Names) -> list[Rule]:
     return [*table, Rule(ours, f"{names.body}pos_embed", square_table(len(prefix)))]
 
 
-def _blocks(backbone: VisionTransformer, names: Names) -> list[Rule]:
-    block, each = backbone.encoder.blocks, tuple(range(backbone.encoder.depth))
-    ours, theirs = "backbone.encoder.blocks", f"{names.body}blocks.{{}}"
+def block_rules(stack: TransformerStack, ours: str, theirs: str, names: Names) -> list[Rule]:
+    """A stack, the leaf ``ours`` of our model; ``theirs`` has ``{}`` where the number of the block stands."""
+    block, each, ours = stack.blocks, tuple(range(stack.depth)), f"{ours}.blocks"
     table = [
         *affine(f"{ours}.norm1", f"{theirs}.norm1", each=each),
         *_attention(block, ours, theirs, each),

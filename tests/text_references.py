@@ -1,0 +1,119 @@
+"""Small T5 and GIT of transformers with random parameters, and ours with the same numbers, read by their layouts.
+
+Outputs of a freshly initialised model hardly depend on what it reads, and all of its texts are alike: parameters are
+drawn large enough here that each text goes its own way and ends at its own time.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from eqvision.backbones import T5Encoder, T5Size
+from eqvision.language import T5, TextDecoder
+from eqvision.pretrained import load
+from eqvision.zoo_language import LANGUAGE
+
+VOCAB, START, END = 40, 0, 1  # of T5
+SIZE = T5Size(width=24, depth=2, num_heads=3, head_width=6, mlp_dim=32, gated=False)
+GIT = {"vocab_size": 40, "width": 24, "depth": 2, "num_heads": 3, "mlp_dim": 32, "max_positions": 32}
+GIT_START, GIT_END = 3, 1
+
+
+def randomise(module, seed, scale=1.0):
+    """All parameters anew: matrices by their width, vectors (norms, biases) about what they were."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(noise * scale / parameter.shape[-1] ** 0.5)
+            else:
+                parameter.add_(0.2 * noise)
+
+
+def hf_t5(*, gated, seed=0, depth=2, scale=1.0, words=1.0, **options):
+    """``gated``: version 1.1, with an output layer of its own, which transformers makes only as it reads a file."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=VOCAB,
+        d_model=SIZE.width,
+        d_kv=SIZE.head_width,
+        d_ff=SIZE.mlp_dim,
+        num_layers=SIZE.depth,
+        num_decoder_layers=depth,
+        num_heads=SIZE.num_heads,
+        feed_forward_proj="gated-gelu" if gated else "relu",
+        tie_word_embeddings=not gated,
+        decoder_start_token_id=START,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=12,
+        **options,
+    )
+    model = T5ForConditionalGeneration(config).eval()
+    if gated:
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros(VOCAB, SIZE.width))
+    randomise(model, seed, scale)
+    with torch.no_grad():  # of order one, as published; where it is the output layer too, logits are scaled
+        model.shared.weight.mul_(words * SIZE.width**0.5)
+    return model
+
+
+def add_t5_toys(monkeypatch):
+    """Rows of the zoo: ``toy_t5`` (version 1.0), ``toy_t5_v1_1`` and their encoders."""
+    gated = SIZE._replace(gated=True)
+    monkeypatch.setitem(LANGUAGE, "toy_t5", functools.partial(T5, SIZE, tied=True))
+    monkeypatch.setitem(LANGUAGE, "toy_t5_v1_1", functools.partial(T5, gated, tied=False))
+    monkeypatch.setitem(LANGUAGE, "toy_t5_encoder", functools.partial(T5Encoder, SIZE))
+    monkeypatch.setitem(LANGUAGE, "toy_t5_v1_1_encoder", functools.partial(T5Encoder, gated))
+
+
+def ours(reference, name, folder):
+    """The same model here, by way of the files that transformers writes."""
+    reference.save_pretrained(folder)
+    return load(name, folder)[0]
+
+
+def hf_git(seed=0, scale=1.0, logits=1.0, **options):
+    """GIT with a tower of one block, for images of 8 x 8 in four patches."""
+    import torch
+    from transformers import GitConfig, GitForCausalLM
+
+    vision = {"hidden_size": 20, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = GitConfig(
+        vision_config={**vision, "image_size": 8, "patch_size": 4},
+        vocab_size=GIT["vocab_size"],
+        hidden_size=GIT["width"],
+        num_hidden_layers=GIT["depth"],
+        num_attention_heads=GIT["num_heads"],
+        intermediate_size=GIT["mlp_dim"],
+        max_position_embeddings=GIT["max_positions"],
+        bos_token_id=GIT_START,
+        eos_token_id=GIT_END,
+        pad_token_id=0,
+        **options,
+    )
+    model = GitForCausalLM(config).eval()
+    randomise(model, seed, scale)
+    with torch.no_grad():
+        model.output.weight.mul_(logits)
+    return model
+
+
+def add_git_toy(monkeypatch):
+    monkeypatch.setitem(LANGUAGE, "toy_git", functools.partial(TextDecoder, prefix_width=5, **GIT))
+
+
+def draw_sources(seed, lengths):
+    """Ids and mask of texts of these lengths, filled up behind, as numpy arrays; no end token among them."""
+    rng = np.random.default_rng(seed)
+    mask = np.arange(max(lengths)) < np.asarray(lengths)[:, None]
+    return np.where(mask, rng.integers(2, VOCAB, mask.shape), 0), mask
+
+
+def to_numpy(tree):
+    return jax.tree.map(np.asarray, tree)
