@@ -20,13 +20,14 @@ Made = tuple[Path, Any]  # the file, and what the reference gives: an array, or 
 
 # Layouts whose rules are compared by name alone, in tests/test_pretrained_*.py: Scenic's DETR, CenterNet, detectron2
 # and mmdet are in no package that installs, and the others differ from measured ones in the backbone's names alone.
-# The models of torchvision's detectors and of all segmenters are compared in tests/test_*_parity.py.
+# The models of torchvision's detectors, of all segmenters and of text are compared in tests/test_*_parity.py.
 NAMES_ONLY = (
     "centernet_dla", "centernet_hourglass", "centernet_resnet", "detectron2_rcnn", "detectron2_vitdet",
     "mmdet_rcnn", "torchvision_rcnn",
     "facebook_detr_panoptic", "hf_deformable_detr", "hf_detr_panoptic", "scenic_detr",
     "hf_upernet_convnext", "hf_upernet_resnet", "hf_upernet_swin", "milesial_unet",
     "torchvision_deeplabv3", "torchvision_fcn",
+    "hf_bert", "hf_bert_classifier", "hf_bert_classifier_backbone", "hf_bert_encoder", "hf_bert_encoder_backbone",
 )  # fmt: skip
 
 

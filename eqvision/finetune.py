@@ -17,16 +17,25 @@ from jaxtyping import Array
 from eqvision.checkpoint import CheckpointError
 from eqvision.classifiers import Classifier
 from eqvision.layers import SinCos2D, resample_grid
+from eqvision.multimodal import Clip
 from eqvision.names import nearest
 from eqvision.predict import load_run
 from eqvision.pretrained.leaf_names import named_arrays, with_leaves
 from eqvision.pretraining import MAE
-from eqvision.recipes import DetectionConfig, MaskedConfig, PromptedConfig, SegmentationConfig, TrainConfig
+from eqvision.recipes import (
+    ContrastiveConfig,
+    DetectionConfig,
+    MaskedConfig,
+    PromptedConfig,
+    SegmentationConfig,
+    TrainConfig,
+)
 from eqvision.run_folder import RunFolder
 from eqvision.segmenters import Segmenter, UNet
 from eqvision.segmenters.sam import SAM
 from eqvision.state import Teacher
 from eqvision.zoo import DETECTORS, MODELS, PROMPTED, SEGMENTERS
+from eqvision.zoo_language import LANGUAGE
 
 Leaves = dict[str, Array]
 
@@ -54,7 +63,8 @@ def start_from(init: str | Path, model: Any, stats: eqx.nn.State) -> tuple[Any, 
     two of a kind all does but a classification layer of another shape, which stays fresh. Learned positions are
     resampled to the new grid and begin as the sin-cos table where that is fixed there; the statistics of batch norms
     become parameters where they are frozen. A final norm is left out where the new model has it behind its pooling.
-    What stays fresh, is left out or is resampled is said on stderr.
+    Models of images and text begin with their like alone. What stays fresh, is left out or is resampled is said on
+    stderr.
 
     Raises CheckpointError with the first names where anything else differs; UnknownNameError for a model that does not
     exist; what ``load_run`` and ``eqvision.load`` raise.
@@ -72,7 +82,7 @@ def _start(init: str, model: Any) -> Start:
     folder, name = RunFolder(init), init.partition(":")[0]
     if folder.config_file.exists():
         return _run(folder)
-    known = [*MODELS, *DETECTORS, *SEGMENTERS, *PROMPTED]
+    known = [*MODELS, *DETECTORS, *SEGMENTERS, *PROMPTED, *LANGUAGE]
     if name in known:
         return _published(name, init.partition(":")[2] or None, model)
     if not folder.path.exists() and len(Path(name).parts) == 1:
@@ -98,6 +108,10 @@ def _run(folder: RunFolder) -> Start:
         from eqvision.evaluate_masked import load_masked_run  # likewise
 
         run = load_masked_run(folder.path)
+    elif isinstance(config, ContrastiveConfig):
+        from eqvision.predict_pairs import load_contrastive_run  # likewise
+
+        run = load_contrastive_run(folder.path)
     else:
         run = load_run(folder.path)
     return Start(run.model, run.stats, run.config.model.name, f"{folder.path}, step {run.step}")
@@ -107,10 +121,19 @@ def _published(name: str, source: str | None, model: Any) -> Start:
     from eqvision.pretrained.assemble import Sizes
     from eqvision.pretrained.load import read_model  # all layouts are behind it
 
+    if (name in LANGUAGE) != isinstance(model, Clip):
+        raise _other_kind(name)
     # Where the head is not used, weights without one will do.
-    tables = {"classifier": MODELS, "detector": DETECTORS, "segmenter": SEGMENTERS, "prompted": PROMPTED}
+    tables: dict[str, Any] = {
+        "contrastive": LANGUAGE,
+        "classifier": MODELS,
+        "detector": DETECTORS,
+        "segmenter": SEGMENTERS,
+        "prompted": PROMPTED,
+    }
     backbone_only = name not in tables.get(_kind(model), {})
-    sizes = Sizes(num_classes=1 if backbone_only else None, in_channels=model.backbone.in_channels)
+    tower = model.image_tower if isinstance(model, Clip) else model.backbone
+    sizes = Sizes(num_classes=1 if backbone_only else None, in_channels=tower.in_channels)
     loaded = read_model(name, source, sizes)
     return Start(loaded.model, loaded.state, name, f"published weights of {name}, {loaded.path}")
 
@@ -129,6 +152,7 @@ HEADS = {
     "segmenter": re.compile(r"(head|auxiliary)\."),
     "prompted": re.compile(r"(?!)"),  # nothing does
     "masked": re.compile(r"(?!)"),
+    "contrastive": re.compile(r"(?!)"),
 }
 
 
@@ -139,11 +163,23 @@ def _kind(model: Any) -> str:
         return "prompted"
     if isinstance(model, MAE):
         return "masked"
+    if isinstance(model, Clip):
+        return "contrastive"
     return "segmenter" if isinstance(model, (Segmenter, UNet)) else "detector"
 
 
 def _kinds(old: Any, new: Any) -> _Kinds:
+    if isinstance(old, Clip) != isinstance(new, Clip):
+        raise _other_kind(type(old).__name__)
     return _Kinds(_kind(old) != _kind(new), HEADS[_kind(new)])
+
+
+def _other_kind(what: str) -> CheckpointError:
+    """Their towers are no backbones of each other: nothing would go over."""
+    return CheckpointError(
+        f"--init {what}: a model of images and text (CLIP, SigLIP) begins with another such model, and no other kind "
+        "of model begins with one"
+    )
 
 
 def _copied(old: Leaves, new: Leaves, kinds: _Kinds, notes: list[str], what: str) -> Leaves:

@@ -20,7 +20,7 @@ from eqvision.evaluators.zero_shot import check_prompts, class_vectors
 from eqvision.multimodal import Clip
 from eqvision.predict import Prediction, newest_state, require_file
 from eqvision.problems.contrastive import build_clip
-from eqvision.problems.contrastive_data import image_plan, templates_of
+from eqvision.problems.contrastive_data import KEPT, image_plan, templates_of
 from eqvision.recipes import ContrastiveConfig
 from eqvision.run_folder import RunFolder, RunFolderError
 from eqvision.types import TextTokens
@@ -44,9 +44,9 @@ def load_contrastive_run(path: str | Path) -> ContrastiveRun:
     vocabulary, and CheckpointError.
     """
     folder = RunFolder(path)
-    config, vocabulary = folder.contrastive(), folder.path / "tokenizer.json"
+    config, vocabulary = folder.contrastive(), folder.path / KEPT
     if not vocabulary.exists():
-        raise RunFolderError(f"{folder.path} has no tokenizer.json, which its texts were encoded with")
+        raise RunFolderError(f"{folder.path} has no {KEPT}, which its texts were encoded with")
     tokenizer = load_tokenizer(vocabulary, pad=config.tokenizer.pad or None)
     restored = newest_state(folder, config, lambda: build_clip(config, tokenizer))
     state = restored.state

@@ -17,6 +17,7 @@ import yaml
 from eqvision.recipes import (
     ContrastiveConfig,
     DetectionConfig,
+    LanguageConfig,
     MaskedConfig,
     PromptedConfig,
     RunConfig,
@@ -57,6 +58,7 @@ KINDS: dict[str, Any] = {
     "prompted": PromptedConfig,
     "contrastive": ContrastiveConfig,
     "masked": MaskedConfig,
+    "language": LanguageConfig,
 }
 # What a run of each kind trains, in words for messages.
 TRAINED = {
@@ -66,6 +68,7 @@ TRAINED = {
     "prompted": "model with prompts",
     "contrastive": "model of images and text",
     "masked": "masked autoencoder",
+    "language": "language model",
 }
 
 

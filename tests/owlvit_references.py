@@ -177,7 +177,7 @@ def scenic_parameters(module, *arguments):
     rng = np.random.default_rng(5)
     shapes = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"], sep="/")
     noise = {name: rng.normal(0, 0.3, leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
-    return {name: leaf + name.endswith("/scale") for name, leaf in noise.items()}
+    return {name: np.asarray(leaf + name.endswith("/scale")) for name, leaf in noise.items()}
 
 
 def scenic_outputs(module, parameters, *arguments):

@@ -20,7 +20,6 @@ from eqvision.losses import (
     bert_loss,
     softmax_cross_entropy,
     token_cross_entropy,
-    weighted_mean,
 )
 from eqvision.ops.collectives import global_sum
 from eqvision.pretrained import LAYOUTS, to_layout
@@ -61,7 +60,7 @@ def texts():
 # --- sizes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "millions"), [("ti", 4.386), ("s", 17.423), ("b", 109.482), ("l", 335.142)])
+@pytest.mark.parametrize(("name", "millions"), [("ti", 4.386), ("s", 17.489), ("b", 109.482), ("l", 335.142)])
 def test_sizes_have_the_published_numbers_of_parameters(name, millions):
     """Encoder and pooler: Devlin et al. 2019 say 110 M and 340 M, Turc et al. 2019 4.4 M of BERT tiny."""
     model = eqx.filter_eval_shape(lambda: bert_classifier(name, num_classes=1, key=jax.random.key(0)))
@@ -77,7 +76,7 @@ def test_an_unknown_size_is_refused():
 # --- the encoder ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm_order", ["pre", "post"])
+@pytest.mark.parametrize("norm_order", ["pre", pytest.param("post", marks=pytest.mark.slow)])
 def test_padding_may_hold_anything_and_scan_is_a_loop(norm_order, assert_close):
     model, text = made(bert_encoder, norm_order=norm_order), texts()
     junk = text._replace(
@@ -127,7 +126,7 @@ def test_dropout_needs_a_key_and_numbers_may_be_of_half_precision():
     model, text = made(bert_classifier, num_classes=3), texts()
     with pytest.raises(ValueError, match="key=None"):
         jax.eval_shape(lambda: model(text, train=True))
-    train = functools.partial(model, text, dtype=jnp.bfloat16, train=True)
+    train = functools.partial(model, text, dtype=jnp.dtype("bfloat16"), train=True)
     assert jax.eval_shape(lambda key: train(key=key), jax.random.key(0)) == jax.ShapeDtypeStruct((2, 3), jnp.float32)
 
 
@@ -163,7 +162,7 @@ def test_the_loss_is_the_mean_over_hidden_words_and_that_over_texts(rng):
     order = order - np.log(np.exp(order).sum(-1, keepdims=True))
     expected = -np.mean([order[i, targets.next_sentence[i]] for i in range(3)])
     assert terms["next_sentence"] == pytest.approx(expected, rel=1e-5)
-    assert loss == pytest.approx(terms["mlm"] + terms["next_sentence"], rel=1e-6)
+    assert loss == pytest.approx(float(terms["mlm"]) + float(terms["next_sentence"]), rel=1e-6)
 
 
 def test_what_does_not_count_may_hold_anything(rng):
@@ -202,23 +201,26 @@ def test_eight_devices_give_the_loss_of_one(rng, mesh, assert_close):
 
 def test_a_model_and_data_that_differ_in_next_sentences_are_refused(rng):
     outputs, targets, weights = predictions(rng)
-    counts = bert_counts(targets, weights)
     with pytest.raises(ValueError, match="the data has next sentences and the model none"):
-        bert_loss(outputs._replace(next_sentence=None), targets, weights, counts)
+        jax.eval_shape(value_and_gradient, outputs._replace(next_sentence=None), targets, weights)
     with pytest.raises(ValueError, match="the model has next sentences and the data none"):
-        bert_loss(outputs, targets._replace(next_sentence=None), weights, counts)
+        jax.eval_shape(value_and_gradient, outputs, targets._replace(next_sentence=None), weights)
+
+
+def cross_entropies(logits, targets, weights):
+    smooth = token_cross_entropy(logits, targets, weights, label_smoothing=0.1)
+    as_classes = softmax_cross_entropy(logits.reshape(6, 5), targets.reshape(6), label_smoothing=0.1)
+    drifting = token_cross_entropy(logits, targets, weights, z_loss=0.5)
+    return token_cross_entropy(logits, targets, weights), smooth, drifting, as_classes
 
 
 def test_token_cross_entropy_is_that_of_classes_with_smoothing_too(rng, assert_close):
     logits = jnp.asarray(rng.normal(size=(2, 3, 5)), jnp.float32)
     targets, weights = jnp.array([[0, 4, 2], [1, 3, 9]], jnp.int32), jnp.array([[1.0, 1, 1], [1, 1, 0]])
-    values = token_cross_entropy(logits, targets, weights, label_smoothing=0.1)
-    expected = softmax_cross_entropy(logits.reshape(6, 5), targets.reshape(6), label_smoothing=0.1)
+    plain, values, drifting, expected = jax.jit(cross_entropies)(logits, targets, weights)
     assert_close(values.reshape(6)[:5], expected[:5], 1e-6)
     assert values[1, 2] == 0
-    assert weighted_mean(values, weights) == pytest.approx(float(expected[:5].mean()), rel=1e-6)
-    more = token_cross_entropy(logits, targets, weights, z_loss=0.5) - token_cross_entropy(logits, targets, weights)
-    assert_close(more[0], 0.5 * jnp.square(jax.nn.logsumexp(logits[0], axis=-1)), 1e-5)
+    assert_close(drifting[0] - plain[0], 0.5 * np.log(np.exp(np.asarray(logits[0])).sum(axis=-1)) ** 2, 1e-5)
     with pytest.raises(ValueError, match=r"targets have shape \(2, 2\)"):
         token_cross_entropy(logits, targets[:, :2], weights)
     with pytest.raises(ValueError, match=r"label_smoothing is 1\.0; expected a value in \[0, 1\)"):
@@ -228,20 +230,16 @@ def test_token_cross_entropy_is_that_of_classes_with_smoothing_too(rng, assert_c
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
-def state():
-    return eqx.nn.State(())
-
-
 def hub_tensors(model=None, layout="hf_bert"):
-    return to_layout(made() if model is None else model, state(), LAYOUTS[layout])
+    model = made() if model is None else model
+    return to_layout(model, eqx.nn.State(model), LAYOUTS[layout])
 
 
 @pytest.fixture
 def write(tmp_path):
     def write(tensors, **config):
-        save_file(
-            {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, tmp_path / "model.safetensors"
-        )
+        whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        save_file(whole, tmp_path / "model.safetensors")
         if config:
             (tmp_path / "config.json").write_text(json.dumps(config))
         return tmp_path
@@ -250,7 +248,7 @@ def write(tmp_path):
 
 
 def same(a, b):
-    return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def test_vocabulary_positions_and_segments_are_those_of_the_file(write):
@@ -291,13 +289,14 @@ def test_every_layout_is_written_and_read_back_and_known_by_its_names(write):
         assert same(loaded.model, model)
 
 
+@pytest.mark.slow
 def test_a_classifier_begins_with_the_encoder_of_a_pretrained_model(write):
     model = made()
     path = write(hub_tensors(model))
     with pytest.raises(eqvision.WeightsError, match=r"no classification layer .*classifier\.bias.*give num_classes"):
         eqvision.load("toy_classifier", path)
     loaded, _ = eqvision.load("toy_classifier", path, num_classes=4, key=jax.random.key(1))
-    assert same(loaded.backbone, eqx.tree_at(lambda b: b.dropout, model.backbone, 0.1, is_leaf=lambda x: x == 0.1))
+    assert same(loaded.backbone, model.backbone)
     assert same(loaded.pooler, model.pooler)
     assert loaded.head.weight.shape == (8, 4)
     assert np.abs(loaded.head.weight).max() > 0
@@ -324,9 +323,7 @@ def test_another_vocabulary_heads_or_kind_of_model_is_refused(write):
 def test_a_file_with_a_decoder_of_its_own_is_refused(write):
     tensors = hub_tensors()
     tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"] + 1
-    with pytest.raises(
-        eqvision.WeightsError, match=r"word_embeddings.weight and cls.predictions.decoder.weight are one"
-    ):
+    with pytest.raises(eqvision.WeightsError, match=r"word_embeddings.weight and cls.* are one tensor"):
         eqvision.load("toy", write(tensors))
 
 

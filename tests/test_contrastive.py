@@ -1,6 +1,9 @@
 """The losses of CLIP and SigLIP: against plain formulas, over devices, in chunks, with padding."""
 
+import re
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,9 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import contrastive as benchmark
 from eqvision.losses import contrastive_loss, sigmoid_loss
 
 ROWS, WIDTH = 24, 8
@@ -128,3 +134,15 @@ def test_as_torch(assert_close):
     ours = gradients(lambda *free: LOSSES["sigmoid"](*free, one, chunk=7), (image, text, scale, bias))
     found = torch.autograd.grad(theirs, free)
     assert_close(ours, (theirs.detach().numpy(), tuple(g.numpy() for g in found)), 1e-5)
+
+
+@pytest.mark.slow
+def test_the_benchmark_at_toy_size(capsys):
+    """What it prints; and that chunks of a smaller size than the batch need less memory than the table of pairs."""
+    benchmark.main(["--batches", "16", "1536", "--width", "4", "--timed", "16", "--repeats", "1"])
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| s")]
+    assert [row[:2] for row in rows] == [[kind, size] for kind in ("softmax", "sigmoid") for size in ("16", "1536")]
+    assert [row[5:] == ["-", "-"] for row in rows] == [False, True] * 2
+    assert re.search(r"Command: `python benchmarks/contrastive.py --batches 16 1536", out)
+    assert float(rows[1][3]) < float(rows[1][2])

@@ -9,7 +9,7 @@ import pytest
 
 import eqvision
 from eqvision.detectors import decode_queried, like_object
-from eqvision.pretrained import to_layout
+from eqvision.pretrained import LAYOUTS, to_layout
 from eqvision.zoo_language import LANGUAGE
 
 pytestmark = pytest.mark.parity
@@ -46,13 +46,13 @@ def test_transformers(version, tmp_path, assert_close):
     assert_close(ours.boxes_cxcywh, numpy_of(theirs.pred_boxes), 1e-5)
     # transformers gives them with length one
     assert_close(unit(ours.embeddings), numpy_of(theirs.class_embeds), 1e-5)
-    texts = model.encode_queries(inputs.queries)
+    texts = eqx.filter_jit(lambda model, text: model.encode_queries(text))(model, inputs.queries)
     assert_close(unit(texts)[asked], numpy_of(theirs.text_embeds)[asked], 1e-5)
     if version == 2:
         assert_close(ours.objectness, numpy_of(theirs.objectness_logits), 1e-5)
     check_decoding(ours, theirs)
     check_like(model, state, module, pixels, inputs.images, assert_close)
-    tensors = to_layout(model, state, "hf_owlvit" if version == 1 else "hf_owlv2")
+    tensors = to_layout(model, state, LAYOUTS["hf_owlvit" if version == 1 else "hf_owlv2"])
     published = {name: numpy_of(tensor) for name, tensor in module.state_dict().items()}
     absent = {name for name in published if name not in tensors}
     assert {name.partition(".")[2] for name in absent} <= {"visual_projection.weight", "logit_scale", ""}
@@ -81,13 +81,17 @@ def check_decoding(ours, theirs):
         np.testing.assert_allclose(found.boxes[row], numpy_of(expected["boxes"])[order], atol=2e-3)
 
 
+def detect_like(model, state, examples, images):
+    example = like_object(model, examples, state)
+    patches, _ = model.encode_images(images, state)
+    return example, model.predict(patches, example.embedding[:, None], jnp.ones((2, 1), bool))
+
+
 def check_like(model, state, module, pixels, images, assert_close):
     theirs = module.image_guided_detection(pixel_values=pixels, query_pixel_values=pixels.flip(0))
     _, places, _ = module.embed_image_query(theirs.query_image_embeds.flatten(1, 2), theirs.query_image_embeds)
-    example = eqx.filter_jit(like_object)(model, images[::-1], state)
+    example, found = eqx.filter_jit(detect_like)(model, state, images[::-1].copy(), images)
     assert np.asarray(example.place).tolist() == places[:, 0].tolist()
-    patches, _ = model.encode_images(images, state)
-    found = model.predict(patches, example.embedding[:, None], jnp.ones((2, 1), bool))
     assert_close(found.logits, numpy_of(theirs.logits), 1e-5)
     assert_close(found.boxes_cxcywh, numpy_of(theirs.target_pred_boxes), 1e-5)
 
@@ -108,7 +112,7 @@ def test_scenic(version, tmp_path, assert_close):
         assert_close((ours.logits, ours.boxes_cxcywh), theirs[:2], 1e-5)
     if version == 2:
         assert_close(ours.objectness, theirs[2], 1e-5)
-    back = to_layout(model, state, "scenic_owlvit" if version == 1 else "scenic_owlv2")
+    back = to_layout(model, state, LAYOUTS["scenic_owlvit" if version == 1 else "scenic_owlv2"])
     assert set(parameters) - set(back) == {"backbone/clip/logit_scale"}
     for name, tensor in back.items():
         np.testing.assert_array_equal(tensor, parameters[name])

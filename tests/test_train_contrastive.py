@@ -31,6 +31,7 @@ from eqvision.run_folder import RunFolderError
 from eqvision.state import abstract_state, first_state
 from eqvision.step import make_step
 from eqvision.train import train
+from eqvision.zoo_language import LANGUAGE
 
 
 @pytest.fixture
@@ -275,12 +276,10 @@ def problem_of(*, model=None, task=None, loop=None, tokenizer=None, **data):
         ({"transform": "crop", "scale": (0.5, 2.0)}, "--data.scale 0.5 2; expected shares of the area"),
         ({"tokenizer": {"size": 5}}, "size=5 has no room for the characters"),
         ({"tokenizer": {"pad": "</s>"}}, "--tokenizer.pad </s> is for a vocabulary that is given"),
-        ({"model": {"length": 2}}, "length=2 holds no text"),
+        ({"model": {"length": 2}}, "--model.length 2: length=2 holds no text"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(toys, monkeypatch, change, message):
-    from eqvision.zoo_language import LANGUAGE
-
     monkeypatch.setitem(LANGUAGE, "toy_narrow", lambda *, image_size, in_channels, vocab_size, length, key: None)
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         problem_of(**change)

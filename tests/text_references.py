@@ -6,12 +6,16 @@ drawn large enough here that each text goes its own way and ends at its own time
 
 import functools
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from eqvision.backbones import T5Encoder, T5Size
 from eqvision.language import T5, TextDecoder
 from eqvision.pretrained import load
+from eqvision.pretrained.leaf_names import with_leaves
+from eqvision.pretrained.rules import load_rule
 from eqvision.zoo_language import LANGUAGE
 
 VOCAB, START, END = 40, 0, 1  # of T5
@@ -20,7 +24,7 @@ GIT = {"vocab_size": 40, "width": 24, "depth": 2, "num_heads": 3, "mlp_dim": 32,
 GIT_START, GIT_END = 3, 1
 
 
-def randomise(module, seed, scale=1.0):
+def randomise(module, seed):
     """All parameters anew: matrices by their width, vectors (norms, biases) about what they were."""
     import torch
 
@@ -29,12 +33,12 @@ def randomise(module, seed, scale=1.0):
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                parameter.copy_(noise * scale / parameter.shape[-1] ** 0.5)
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5)
             else:
                 parameter.add_(0.2 * noise)
 
 
-def hf_t5(*, gated, seed=0, depth=2, scale=1.0, words=1.0, **options):
+def hf_t5(*, gated, seed=0, depth=2, **options):
     """``gated``: version 1.1, with an output layer of its own, which transformers makes only as it reads a file."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
@@ -57,10 +61,25 @@ def hf_t5(*, gated, seed=0, depth=2, scale=1.0, words=1.0, **options):
     model = T5ForConditionalGeneration(config).eval()
     if gated:
         model.lm_head.weight = torch.nn.Parameter(torch.zeros(VOCAB, SIZE.width))
-    randomise(model, seed, scale)
-    with torch.no_grad():  # of order one, as published; where it is the output layer too, logits are scaled
-        model.shared.weight.mul_(words * SIZE.width**0.5)
+    randomise(model, seed)
     return model
+
+
+def talkative(reference):
+    """With logits far apart that depend on what is read more than on the last word, and an end token that is common."""
+    import torch
+    from transformers import T5ForConditionalGeneration
+
+    with torch.no_grad():
+        if isinstance(reference, T5ForConditionalGeneration):
+            gated = reference.lm_head.weight is not reference.shared.weight
+            reference.decoder.final_layer_norm.weight.mul_(3.0 if gated else 15.0)
+            reference.lm_head.weight[END] *= 2
+        else:
+            reference.git.embeddings.position_embeddings.weight.mul_(2)
+            reference.output.weight.mul_(3)
+            reference.output.weight[GIT_END] *= 2
+    return reference
 
 
 def add_t5_toys(monkeypatch):
@@ -78,7 +97,7 @@ def ours(reference, name, folder):
     return load(name, folder)[0]
 
 
-def hf_git(seed=0, scale=1.0, logits=1.0, **options):
+def hf_git(seed=0, **options):
     """GIT with a tower of one block, for images of 8 x 8 in four patches."""
     import torch
     from transformers import GitConfig, GitForCausalLM
@@ -98,9 +117,7 @@ def hf_git(seed=0, scale=1.0, logits=1.0, **options):
         **options,
     )
     model = GitForCausalLM(config).eval()
-    randomise(model, seed, scale)
-    with torch.no_grad():
-        model.output.weight.mul_(logits)
+    randomise(model, seed)
     return model
 
 
@@ -115,5 +132,14 @@ def draw_sources(seed, lengths):
     return np.where(mask, rng.integers(2, VOCAB, mask.shape), 0), mask
 
 
-def to_numpy(tree):
-    return jax.tree.map(np.asarray, tree)
+def converted(reference, build, layout):
+    """``reference`` as the model that ``build`` makes, without a file between."""
+    model = eqx.filter_eval_shape(build, key=jax.random.key(0))
+    tensors = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
+    if layout.prepare is not None:
+        tensors = layout.prepare(model, tensors, "memory")
+    leaves = {}
+    for rule in layout.rules(model):
+        leaves |= load_rule(rule, tensors)
+    state = eqx.nn.State(model)
+    return with_leaves(model, state, {name: jnp.asarray(leaf) for name, leaf in leaves.items()})[0]

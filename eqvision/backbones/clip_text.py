@@ -91,7 +91,8 @@ class ClipText(eqx.Module):
         self, text: TextTokens, *, dtype: jnp.dtype | None = None, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b n d"]:
         """``dtype`` is what the tower computes in; None: the type of its parameters."""
-        tokens = self.token_embedding(text.ids, None if self.attend_padding else text.mask)
+        # Nobody reads a causal tower's padding, which may therefore be anything; SigLIP reads the last place.
+        tokens = self.token_embedding(text.ids, text.mask if self.causal else None)
         tokens = tokens + self.position(text.ids.shape[1])
         tokens = tokens if dtype is None else tokens.astype(dtype)
         tokens = dropout(tokens, self.dropout, train=train, key=fold(key, 0))

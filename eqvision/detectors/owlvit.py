@@ -88,7 +88,9 @@ class Example(NamedTuple):
 def like_object(
     model: OwlViT, images: Images, state: eqx.nn.State, boxes: Float[Array, "b 4"] | None = None
 ) -> Example:
-    """The embedding of the object in each of ``images`` (xyxy in [0, 1] of the image; None: the whole image).
+    """The embedding of the object in each of ``images``: that in the box (xyxy in [0, 1] of the image).
+
+    Without boxes it is what fills the image, or in the second version the place of the highest objectness.
 
     Of the places whose boxes overlap the object nearly best (``NEAR``), the one that is least like the average of the
     image is taken: bipartite matching trains one place for each object, and the others to be background. Where nothing
@@ -97,10 +99,14 @@ def like_object(
     """
     patches, _ = model.encode_images(images, state)
     embeddings = model.head.classes.embed(patches.reshape(len(images), -1, patches.shape[-1]).astype(jnp.float32))
-    whole = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, 1.0]), (len(images), 4))
-    near = _near(cxcywh_to_xyxy(model.head.boxes_cxcywh(patches)), whole if boxes is None else boxes)
-    likeness = jnp.einsum("bd,bnd->bn", embeddings.mean(axis=1), embeddings)
-    place = jnp.argmin(jnp.where(near, likeness, jnp.inf), axis=1)
+    objects = model.head.object_logits(patches)
+    if boxes is None and objects is not None:
+        place = jnp.argmax(objects, axis=1)
+    else:
+        boxes = jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0, 1.0]), (len(images), 4)) if boxes is None else boxes
+        near = _near(cxcywh_to_xyxy(model.head.boxes_cxcywh(patches)), boxes)
+        likeness = jnp.einsum("bd,bnd->bn", embeddings.mean(axis=1), embeddings)
+        place = jnp.argmin(jnp.where(near, likeness, jnp.inf), axis=1)
     return Example(jnp.take_along_axis(embeddings, place[:, None, None], axis=1)[:, 0], place)
 
 

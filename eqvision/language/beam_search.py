@@ -49,14 +49,15 @@ class _Search(NamedTuple):
 
 
 class _Rules(NamedTuple):
-    """What is asked of the search; ``length_penalty`` may be traced."""
+    """What is asked of the search; the last three are early stopping in two switches, and the penalty: arrays."""
 
     num_beams: int
     max_new_tokens: int
     end_id: int
     pad_id: int
+    when_full: Bool[Array, ""]
+    never: Bool[Array, ""]
     length_penalty: Float[Array, ""]
-    early_stopping: EarlyStopping
 
 
 def beam_search(
@@ -77,7 +78,7 @@ def beam_search(
     ``early_stopping`` True: an example is done when ``num_beams`` of its texts have ended. False: when the best that is
     being written would, if it ended now, be worse than these. "never": when it could not become better at any length.
     Positive ``length_penalty`` favours long texts. Words and scores are those of transformers' ``generate`` with
-    options of these names, where floating point agrees; another penalty needs no compilation.
+    options of these names, where floating point agrees. Another penalty or rule of stopping needs no compilation.
 
     ``cache`` is what ``model.start`` gives, with one row for each example.
     """
@@ -85,7 +86,8 @@ def beam_search(
         raise ValueError(f"beam_search: num_texts must be 1 to num_beams ({num_beams}), got {num_texts}")
     if early_stopping not in (True, False, "never"):
         raise ValueError(f"beam_search: early_stopping must be True, False or 'never', got {early_stopping!r}")
-    rules = _Rules(num_beams, max_new_tokens, end_id, pad_id, jnp.float32(length_penalty), early_stopping)
+    stopping = (jnp.asarray(early_stopping is True), jnp.asarray(early_stopping == "never"))
+    rules = _Rules(num_beams, max_new_tokens, end_id, pad_id, *stopping, jnp.float32(length_penalty))
     found = _beam_search(model, cache, prompt, rules)
     mask = jnp.arange(max_new_tokens) < found.lengths[:, :num_texts, None]
     return Beams(found.ids[:, :num_texts], mask, found.scores[:, :num_texts])
@@ -149,9 +151,7 @@ def _kept(candidates: _Texts, ends, state: _Search, rules: _Rules, count) -> tup
     """The best of all that have ended; of the candidates only the first half may, the others are there to go on."""
     beams = rules.num_beams
     new = ends & (jnp.arange(2 * beams) < beams)
-    closed = ~state.hopeful[:, None]
-    if rules.early_stopping is True:
-        closed = closed | jnp.all(state.has_ended, axis=1, keepdims=True)
+    closed = ~state.hopeful[:, None] | (rules.when_full & jnp.all(state.has_ended, axis=1, keepdims=True))
     scores = candidates.scores / count.astype(jnp.float32) ** rules.length_penalty
     scores = scores + jnp.where(closed, NEVER, 0.0) + jnp.where(new, 0.0, NEVER)
     merged = jax.tree.map(
@@ -163,16 +163,15 @@ def _kept(candidates: _Texts, ends, state: _Search, rules: _Rules, count) -> tup
 
 def _may_improve(running, ended, has_ended, rules: _Rules, count) -> Bool[Array, " b"]:
     """Whether the best text that is being written could push out one that has ended, by the rule that is asked for."""
-    length = count.astype(jnp.float32)
-    if rules.early_stopping == "never":
-        length = jnp.where(rules.length_penalty > 0, jnp.float32(rules.max_new_tokens), length)
+    longest = rules.never & (rules.length_penalty > 0)
+    length = jnp.where(longest, rules.max_new_tokens, count).astype(jnp.float32)
     best = running[:, :1] / length**rules.length_penalty
     worst = jnp.where(has_ended, jnp.min(ended, axis=1, keepdims=True), NEVER)
     return jnp.any(best > worst, axis=1)
 
 
 def _goes_on(state: _Search, rules: _Rules) -> Bool[Array, ""]:
-    full = jnp.all(state.has_ended) if rules.early_stopping is True else jnp.zeros((), bool)
+    full = rules.when_full & jnp.all(state.has_ended)
     return jnp.any(state.hopeful) & ~full & ~state.stuck
 
 

@@ -27,6 +27,7 @@ from eqvision.losses.language import BertCounts, BertTargets, bert_counts, bert_
 from eqvision.losses.masked_pixels import masked_pixel_loss, normalised_pixels, patch_moments
 from eqvision.losses.masks import mask_dice, mask_focal
 from eqvision.losses.matching_cost import box_cost, focal_cost, softmax_cost
+from eqvision.losses.open_vocabulary import OpenVocabularyLossConfig, answer_cost, open_vocabulary_loss
 from eqvision.losses.prompted_masks import (
     SAM_LOSS,
     PromptedMaskConfig,
@@ -85,6 +86,7 @@ __all__ = [
     "CenterNetConfig",
     "CenterTargets",
     "Counts",
+    "OpenVocabularyLossConfig",
     "PromptedMaskConfig",
     "PromptedMaskLosses",
     "RCNNCounts",
@@ -93,6 +95,7 @@ __all__ = [
     "SegmentationLossConfig",
     "SetPredictionConfig",
     "absolute_error",
+    "answer_cost",
     "bert_counts",
     "bert_loss",
     "box_cost",
@@ -115,6 +118,7 @@ __all__ = [
     "mask_rows",
     "masked_pixel_loss",
     "normalised_pixels",
+    "open_vocabulary_loss",
     "pair_log_sums",
     "patch_moments",
     "prompted_mask_loss",

@@ -7,7 +7,7 @@ from eqvision.backbones.clip_text import TextSize
 from eqvision.multimodal.clip import Clip
 from eqvision.multimodal.clip_models import ClipViTSize, clip_vit
 
-CLIP_TINY = ClipViTSize(ViTSize(64, 3, 4, 128), 2, 8, TextSize(64, 2, 4, 128), 32)
+CLIP_TINY = ClipViTSize(ViTSize(64, 3, 4, 128), 4, 8, TextSize(64, 2, 4, 128), 32)
 
 
 def clip_tiny(
@@ -21,7 +21,7 @@ def clip_tiny(
     drop_path: float = 0.0,
     key: PRNGKeyArray,
 ) -> Clip:
-    """Patches of 2 pixels and three blocks for images, two blocks for texts, vectors of 32 numbers."""
+    """Patches of 4 pixels and three blocks for images, two blocks for texts, vectors of 32 numbers."""
     return clip_vit(
         CLIP_TINY,
         image_size=image_size,

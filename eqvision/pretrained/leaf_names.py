@@ -38,7 +38,7 @@ def named_arrays(model: eqx.Module, state: eqx.nn.State) -> dict[str, Any]:
 
 def named_tensors(model: eqx.Module, state: eqx.nn.State) -> dict[str, np.ndarray]:
     """Leaves by name, as numpy arrays."""
-    return {name: np.ascontiguousarray(leaf) for name, leaf in named_arrays(model, state).items()}
+    return {name: np.asarray(leaf, order="C") for name, leaf in named_arrays(model, state).items()}
 
 
 def with_leaves(model: M, state: eqx.nn.State, leaves: Mapping[str, Any]) -> tuple[M, eqx.nn.State]:

@@ -22,4 +22,4 @@ def to_layout(model: eqx.Module, state: eqx.nn.State, layout: Layout) -> dict[st
     tensors: dict[str, np.ndarray] = {}
     for rule in rules:
         tensors |= save_rule(rule, leaves)
-    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    return {name: np.asarray(array, order="C") for name, array in tensors.items()}

@@ -4,6 +4,7 @@ from eqvision.problems.choose import make_problem
 from eqvision.problems.classification import Classification, classification_problem
 from eqvision.problems.contrastive import Contrastive, contrastive_problem
 from eqvision.problems.detection import Detection, detection_problem
+from eqvision.problems.language import Language, language_problem
 from eqvision.problems.masked_image import MaskedImage, masked_problem
 from eqvision.problems.problem import Counts, Problem
 from eqvision.problems.segmentation import Segmentation, segmentation_problem
@@ -13,12 +14,14 @@ __all__ = [
     "Contrastive",
     "Counts",
     "Detection",
+    "Language",
     "MaskedImage",
     "Problem",
     "Segmentation",
     "classification_problem",
     "contrastive_problem",
     "detection_problem",
+    "language_problem",
     "make_problem",
     "masked_problem",
     "segmentation_problem",

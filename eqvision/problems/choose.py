@@ -3,6 +3,7 @@
 from eqvision.problems.classification import classification_problem
 from eqvision.problems.contrastive import contrastive_problem
 from eqvision.problems.detection import detection_problem
+from eqvision.problems.language import language_problem
 from eqvision.problems.masked_image import masked_problem
 from eqvision.problems.problem import Problem
 from eqvision.problems.prompted import prompted_problem
@@ -10,6 +11,7 @@ from eqvision.problems.segmentation import segmentation_problem
 from eqvision.recipes import (
     ContrastiveConfig,
     DetectionConfig,
+    LanguageConfig,
     MaskedConfig,
     PromptedConfig,
     RunConfig,
@@ -29,4 +31,6 @@ def make_problem(config: RunConfig) -> Problem:
         return contrastive_problem(config)
     if isinstance(config, MaskedConfig):
         return masked_problem(config)
+    if isinstance(config, LanguageConfig):
+        return language_problem(config)
     return classification_problem(config)

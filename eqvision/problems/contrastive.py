@@ -14,10 +14,12 @@ from eqvision.counting import count
 from eqvision.data import ImageFolder, normalize
 from eqvision.data.pairs import PairSource, PairsStream, pairs_eval_stream, pairs_train_stream
 from eqvision.data.text import Tokenizer
+from eqvision.distributed import check_same
 from eqvision.keys import StepKeys
 from eqvision.multimodal import Clip
 from eqvision.names import nearest
 from eqvision.problems.contrastive_data import (
+    KEPT,
     check_splits,
     image_plan,
     load_pairs,
@@ -69,6 +71,8 @@ class Contrastive:
         return None
 
     def stream(self, start_step: int) -> PairsStream:
+        """The run folder gets the vocabulary before the first step."""
+        self._keep_tokenizer()
         return pairs_train_stream(
             self.source,
             self.tokenizer,
@@ -81,6 +85,12 @@ class Contrastive:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+
+    def _keep_tokenizer(self) -> None:
+        folder = RunFolder(self.config.out)
+        kept = folder.path / KEPT
+        if self.config.out and jax.process_index() == 0 and folder.config_file.exists() and not kept.exists():
+            self.tokenizer.save(kept)
 
     def evaluation_stream(self) -> PairsStream:
         return pairs_eval_stream(
@@ -128,20 +138,12 @@ class Contrastive:
     def more_metrics(
         self, model: Any, stats: eqx.nn.State, number: int, last: bool, folder: RunFolder, mesh: Mesh
     ) -> dict:
-        """None, but the run folder gets the vocabulary before it gets its first checkpoint."""
-        self._keep_tokenizer(folder)
         return {}
 
     def report(self, folder: RunFolder, rows: list[Row], evaluation: ContrastiveEvaluation) -> None:
         from eqvision.problems.contrastive_report import write_contrastive_report
 
-        self._keep_tokenizer(folder)
         write_contrastive_report(folder, rows, evaluation, self.test_source, self.headline)
-
-    def _keep_tokenizer(self, folder: RunFolder) -> None:
-        kept = folder.path / "tokenizer.json"
-        if jax.process_index() == 0 and not kept.exists():
-            self.tokenizer.save(kept)
 
 
 def build_clip(config: ContrastiveConfig, tokenizer: Tokenizer) -> tuple[Clip, eqx.nn.State]:
@@ -195,7 +197,9 @@ def contrastive_problem(config: ContrastiveConfig) -> Contrastive:
     source = load_pairs(config.data, channels, config.data.train_split)
     test_source = load_pairs(config.data, channels, config.data.test_split)
     zero_shot = load_zero_shot(config.data, channels)
-    problem = Contrastive(config, source, test_source, load_run_tokenizer(config, source), zero_shot)
+    tokenizer = load_run_tokenizer(config, source)
+    check_same("the vocabulary", tokenizer.to_json())
+    problem = Contrastive(config, source, test_source, tokenizer, zero_shot)
     _check_model(problem)
     return problem
 

@@ -24,6 +24,7 @@ from eqvision.names import nearest
 from eqvision.recipes.contrastive_config import ContrastiveConfig, PairsDataConfig, TokenizerConfig
 
 PHOTO_TEMPLATES = ("a photo of a {}.",)
+KEPT = "tokenizer.json"
 MOST_COUNTED = 20_000  # captions whose length is looked at before training
 
 
@@ -84,13 +85,18 @@ def image_plan(config: ContrastiveConfig) -> Plan:
 def load_run_tokenizer(config: ContrastiveConfig, source: PairSource) -> Tokenizer:
     """What the run folder keeps, else the vocabulary that the configuration names, else one of the captions.
 
-    Says on stderr how many captions are longer than the model's context. Raises what tokenizers raise.
+    Says on stderr how many captions are longer than the model's context. Raises ValueError for a context that holds no
+    text, and what tokenizers raise.
     """
-    kept = Path(config.out, "tokenizer.json")
+    kept, length = Path(config.out, KEPT), config.model.length
     if config.out and kept.exists():
         return load_tokenizer(kept, pad=config.tokenizer.pad or None)
     tokenizer = make_tokenizer(config.tokenizer, source)
-    _tell_cut(source, tokenizer, config.model.length)
+    try:
+        tokenizer.encode_batch(source.captions(0)[:1], length)
+    except ValueError as error:
+        raise ValueError(f"--model.length {length}: {error}") from error
+    _tell_cut(source, tokenizer, length)
     return tokenizer
 
 

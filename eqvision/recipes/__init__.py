@@ -45,17 +45,35 @@ from eqvision.recipes.instances import instances
 from eqvision.recipes.masked_config import MaskedConfig, MaskedEvalConfig, MaskedModelConfig, MaskedTaskConfig
 from eqvision.recipes.pairs_clip import pairs_clip_b32, pairs_siglip_b16
 from eqvision.recipes.pets_unet import pets_unet
+from eqvision.recipes.pretrain_text import c4_t5_base, wikibooks_bert_b
 from eqvision.recipes.prompted_config import PromptedConfig, PromptedLossConfig, PromptedModelConfig
 from eqvision.recipes.sam_finetune import sam_finetune
 from eqvision.recipes.segmentation_config import SegmentationConfig, SegmentationDataConfig, SegmenterConfig
 from eqvision.recipes.serialise import difference, from_dict, overlay, to_dict
+from eqvision.recipes.text_config import (
+    LanguageConfig,
+    LanguageModelConfig,
+    LanguageTaskConfig,
+    TextDataConfig,
+    TextTokenizerConfig,
+)
+from eqvision.recipes.text_small import text_bert, text_t5
 
-RunConfig = TrainConfig | DetectionConfig | SegmentationConfig | PromptedConfig | ContrastiveConfig | MaskedConfig
+RunConfig = (
+    TrainConfig
+    | DetectionConfig
+    | SegmentationConfig
+    | PromptedConfig
+    | ContrastiveConfig
+    | MaskedConfig
+    | LanguageConfig
+)
 """What the loop runs."""
 
 RECIPES = {
     "ade20k_segmenter_s16_mask": ade20k_segmenter_s16_mask,
     "arrays": arrays,
+    "c4_t5_base": c4_t5_base,
     "camvid_unet": camvid_unet,
     "cityscapes_deeplabv3plus_r50": cityscapes_deeplabv3plus_r50,
     "coco_centernet_r18": coco_centernet_r18,
@@ -79,6 +97,9 @@ RECIPES = {
     "pairs_siglip_b16": pairs_siglip_b16,
     "pets_unet": pets_unet,
     "sam_finetune": sam_finetune,
+    "text_bert": text_bert,
+    "text_t5": text_t5,
+    "wikibooks_bert_b": wikibooks_bert_b,
 }
 
 __all__ = [
@@ -94,6 +115,9 @@ __all__ = [
     "DetectorConfig",
     "DistillConfig",
     "EvalConfig",
+    "LanguageConfig",
+    "LanguageModelConfig",
+    "LanguageTaskConfig",
     "LogConfig",
     "LoopConfig",
     "MaskedConfig",
@@ -113,10 +137,13 @@ __all__ = [
     "SegmentationDataConfig",
     "SegmenterConfig",
     "TaskConfig",
+    "TextDataConfig",
+    "TextTokenizerConfig",
     "TokenizerConfig",
     "TrainConfig",
     "ade20k_segmenter_s16_mask",
     "arrays",
+    "c4_t5_base",
     "camvid_unet",
     "cityscapes_deeplabv3plus_r50",
     "coco_centernet_r18",
@@ -143,5 +170,8 @@ __all__ = [
     "pairs_siglip_b16",
     "pets_unet",
     "sam_finetune",
+    "text_bert",
+    "text_t5",
     "to_dict",
+    "wikibooks_bert_b",
 ]

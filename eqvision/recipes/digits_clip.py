@@ -18,7 +18,7 @@ def digits_clip() -> ContrastiveConfig:
         model=ClipModelConfig(name="clip_tiny", image_size=8, in_channels=1, length=12),
         data=PairsDataConfig(kind="digits", test_split="test", transform="digits", mean=(0.3,), std=(0.35,)),
         tokenizer=TokenizerConfig(kind="wordpiece", size=256),
-        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.98, eps=1e-6),
-        schedule=ScheduleConfig(warmup_steps=50),
-        loop=LoopConfig(epochs=20.0, batch_size=64, eval_batch_size=120, log_every=20, eval_every=110),
+        optimizer=OptimizerConfig(learning_rate=4e-3, weight_decay=0.1, beta2=0.98, eps=1e-6),
+        schedule=ScheduleConfig(warmup_steps=100),
+        loop=LoopConfig(epochs=30.0, batch_size=64, eval_batch_size=120, log_every=20, eval_every=110),
     )

@@ -3,6 +3,7 @@
 from eqvision.data.text.corpus import Corpus, make_corpus
 from eqvision.data.text.examples import CausalExamples, MaskedExamples, SpanExamples, TextExample, TextExamples
 from eqvision.data.text.files import TextPart, documents, find_texts, sample_text, split_text, text_lines
+from eqvision.data.text.glue import GlueTexts, read_glue
 from eqvision.data.text.spans import corrupt_spans, fill_spans, noise_mask, text_length
 from eqvision.data.text.stream import TextStream, text_eval_stream, text_train_stream
 from eqvision.data.text.tokenizer import SpecialIds, Tokenizer, check_ids
@@ -12,6 +13,7 @@ from eqvision.data.text.vocabularies import clip_bpe, load_tokenizer, unigram, w
 __all__ = [
     "CausalExamples",
     "Corpus",
+    "GlueTexts",
     "MaskedExamples",
     "SpanExamples",
     "SpecialIds",
@@ -29,6 +31,7 @@ __all__ = [
     "load_tokenizer",
     "make_corpus",
     "noise_mask",
+    "read_glue",
     "sample_text",
     "split_text",
     "text_eval_stream",

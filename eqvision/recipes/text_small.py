@@ -1,0 +1,49 @@
+"""Small language models on a plain text, in minutes on a CPU: BERT and T5 with a vocabulary of the text's own."""
+
+from eqvision.recipes.config import LoopConfig, OptimizerConfig, ScheduleConfig
+from eqvision.recipes.text_config import (
+    LanguageConfig,
+    LanguageModelConfig,
+    LanguageTaskConfig,
+    TextDataConfig,
+    TextTokenizerConfig,
+)
+
+
+def text_bert() -> LanguageConfig:
+    """A small BERT (four layers of 256 channels, norms in front) learns the words of a text that are hidden from it.
+
+    Command: eqvision train text_bert --data.path FILE.txt
+    Data: a text file of about a megabyte or more, or a folder with *.txt; needs the extra [text]. Its last tenth is
+    evaluated on, and the vocabulary is made of the rest.
+    Cost and result: docs/results.md. The metric is `test/word_loss`, and beside it stands `test/unigram_loss`, that of
+    knowing how often words come and nothing else.
+    """
+    return LanguageConfig(
+        model=LanguageModelConfig(name="bert_mini", length=128, norm_order="pre", dropout=0.1),
+        task=LanguageTaskConfig(objective="hidden_words", next_sentence=True),
+        tokenizer=TextTokenizerConfig(size=4096),
+        data=TextDataConfig(documents="file"),
+        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01, beta2=0.98, clip_norm=1.0),
+        schedule=ScheduleConfig(kind="linear", warmup_steps=100),
+        loop=LoopConfig(epochs=12.0, batch_size=32, eval_batch_size=32, log_every=20, eval_every=200),
+    )
+
+
+def text_t5() -> LanguageConfig:
+    """A small T5 (four and four layers of 256 channels) learns to write the spans that were taken out of a text.
+
+    Command: eqvision train text_t5 --data.path FILE.txt
+    Data: a text file of about a megabyte or more, or a folder with *.txt; needs the extra [text]. Its last tenth is
+    evaluated on, and the vocabulary is made of the rest.
+    Cost and result: docs/results.md. The metric is `test/word_loss`, of words alone and not of the sentinels between
+    spans, and beside it stands `test/unigram_loss`, that of knowing how often words come and nothing else.
+    """
+    return LanguageConfig(
+        model=LanguageModelConfig(name="t5_efficient_tiny", length=128, dropout=0.1),
+        task=LanguageTaskConfig(objective="spans", z_loss=1e-4),
+        tokenizer=TextTokenizerConfig(size=4096, num_sentinels=32),
+        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01, beta2=0.98, clip_norm=1.0),
+        schedule=ScheduleConfig(kind="linear", warmup_steps=100),
+        loop=LoopConfig(epochs=12.0, batch_size=32, eval_batch_size=32, log_every=20, eval_every=200),
+    )
