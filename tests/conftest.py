@@ -6,6 +6,7 @@ after it, and would miss modules that are imported already.
 
 import os
 import resource
+import zlib
 from pathlib import Path
 
 import jax
@@ -27,11 +28,25 @@ SLOW = frozenset(
 )
 
 
-def pytest_collection_modifyitems(items):
-    """Mark the tests of ``slow.txt``; ``-m`` is applied afterwards."""
+def pytest_addoption(parser):
+    parser.addoption(
+        "--share", default="1/1", help="I/N: of the tests in slow.txt, variants of others, the I-th of N parts alone"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Mark the tests of ``slow.txt`` and leave out those of other shares; ``-m`` is applied afterwards."""
+    part, parts = map(int, config.getoption("--share").split("/"))
+    kept, left = [], []
     for item in items:
-        if item.nodeid.removeprefix("tests/") in SLOW:
+        name = item.nodeid.removeprefix("tests/")
+        if name in SLOW:
             item.add_marker(pytest.mark.slow)
+        elsewhere = name in SLOW and zlib.crc32(name.encode()) % parts != part % parts
+        (left if elsewhere else kept).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
 
 
 @pytest.fixture(autouse=True, scope="module")
