@@ -18,6 +18,6 @@ def digits_sam() -> PromptedConfig:
         task=PromptedLossConfig(points=2, clicks=3),
         data=DetectionDataConfig(kind="digits", size=(96, 96), test_split="test", flip=0.0, max_objects=6),
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=1e-2, clip_norm=1.0),
-        schedule=ScheduleConfig(warmup_steps=200),
-        loop=LoopConfig(epochs=6.0, batch_size=16, eval_batch_size=32, log_every=32, eval_every=512),
+        schedule=ScheduleConfig(warmup_steps=100),
+        loop=LoopConfig(epochs=3.0, batch_size=16, eval_batch_size=32, log_every=32, eval_every=512),
     )
