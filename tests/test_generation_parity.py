@@ -32,9 +32,20 @@ from eqvision.types import TextTokens
 pytestmark = pytest.mark.parity
 NEW = 12
 LENGTHS = (9, 7, 4, 1)
-T5_SEEDS = ((True, 25), (True, 48), (False, 42))  # version 1.1 and 1.0
-GIT_SEEDS = (54, 45, 49)
+T5_SEEDS = ((True, 13), (True, 32), (False, 42))  # version 1.1 and 1.0
+GIT_SEEDS = (12, 49, 56)
 RULES = ((False, 1.0), (True, 1.0), ("never", 1.0), (False, -1.0), (True, 0.0), ("never", 2.0))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Products of a few numbers: threads of torch that wait for one another take longer than the work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _text(ids, mask):
@@ -68,12 +79,6 @@ def _generate(reference, early_stopping=False, length_penalty=1.0, num_beams=1, 
 
 
 @eqx.filter_jit
-def _t5_greedy(model, text):
-    start = model.start(model.encode(text), text.mask)
-    return greedy(model, start, prompt_of(START, len(LENGTHS)), max_new_tokens=NEW, end_id=END)
-
-
-@eqx.filter_jit
 def _start(model, text):
     return model.start(model.encode(text), text.mask)
 
@@ -83,23 +88,23 @@ def test_t5_writes_what_transformers_writes():
 
     ids, mask = draw_sources(1, LENGTHS)
     inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-    options = {"num_beams": 3, "max_new_tokens": NEW, "end_id": END, "num_texts": 3}
-    ends, texts = set(), set()
+    options, ends, texts = {"max_new_tokens": NEW, "end_id": END}, set(), set()
     for gated, seed in T5_SEEDS:
         reference, size = talkative(hf_t5(gated=gated, seed=seed)), SIZE._replace(gated=gated)
         build = functools.partial(T5, size, tied=not gated, vocab_size=VOCAB, num_buckets=8, max_distance=12)
         model = converted(reference, build, LAYOUTS["hf_t5"])
-        found = _t5_greedy(model, _text(ids, mask))
+        cache, prompt = _start(model, _text(ids, mask)), prompt_of(START, len(LENGTHS))
+        found = greedy(model, cache, prompt, **options)
         _same(found, _generate(reference, **inputs).numpy()[:, 1:], END)
         ends |= set(np.asarray(found.mask).sum(1).tolist())
-        cache, prompt = _start(model, _text(ids, mask)), prompt_of(START, len(LENGTHS))
-        for early_stopping, penalty in RULES if gated else RULES[:2]:
+        for early_stopping, penalty in RULES if gated else ():
             rules = {"early_stopping": early_stopping, "length_penalty": penalty}
-            found = beam_search(model, cache, prompt, **options, **rules)
+            found = beam_search(model, cache, prompt, num_beams=3, num_texts=3, **options, **rules)
             _same_beams(found, _generate(reference, num_beams=3, **rules, **inputs), 1, END)
-            texts.add(np.asarray(found.ids).tobytes())
-    assert len(ends) > 4
-    assert len(texts) > 8  # the rules make a difference
+            ends |= set(np.asarray(found.mask).sum(2).ravel().tolist())
+            texts.add(np.where(found.mask, found.ids, -1).tobytes())
+    assert len(ends) > 6
+    assert len(texts) == 2 * len(RULES)  # each rule makes a difference
 
 
 def test_git_writes_what_transformers_writes():
@@ -122,9 +127,9 @@ def test_git_writes_what_transformers_writes():
             rules = {"early_stopping": early_stopping, "length_penalty": penalty}
             found = beam_search(model, cache, prompt, num_beams=3, num_texts=3, **options, **rules)
             _same_beams(found, _generate(reference, num_beams=3, **rules, **inputs), 1, GIT_END)
-            texts.add(np.asarray(found.ids).tobytes())
+            texts.add(np.where(found.mask, found.ids, -1).tobytes())
     assert len(ends) > 4
-    assert len(texts) > 6
+    assert len(texts) == 3 * 4
 
 
 def test_git_goes_on_from_prompts_of_several_lengths():
@@ -139,10 +144,9 @@ def test_git_goes_on_from_prompts_of_several_lengths():
     tokens = {"input_ids": torch.tensor(ahead), "attention_mask": torch.tensor(ahead > 0)}
     with torch.no_grad():
         features = jnp.asarray(reference.git.image_encoder(pixels).last_hidden_state.numpy())
-    cache, options = model.start(features), {"max_new_tokens": NEW, "end_id": GIT_END}
-    expected = _generate(reference, pixel_values=pixels, **tokens).numpy()[:, 5:]
-    _same(greedy(model, cache, _text(ids, mask), **options), expected, GIT_END)
-    found = beam_search(model, cache, _text(ids, mask), num_beams=3, num_texts=3, **options)
+    cache = eqx.filter_jit(model.start)(features)
+    options = {"num_beams": 3, "num_texts": 3, "max_new_tokens": NEW, "end_id": GIT_END}
+    found = beam_search(model, cache, _text(ids, mask), **options)
     _same_beams(found, _generate(reference, num_beams=3, pixel_values=pixels, **tokens), 5, GIT_END)
 
 

@@ -31,29 +31,40 @@ def test_buckets_are_those_of_transformers(bidirectional, buckets, farthest):
     np.testing.assert_array_equal(relative_buckets(jnp.asarray(distance), **options), expected.numpy())
 
 
-@pytest.mark.parametrize("gated", [False, True], ids=["v1_0", "v1_1"])
-def test_t5_gives_the_numbers_of_transformers(gated, monkeypatch, tmp_path, assert_close):
+DIALECTS = {
+    "v1_0": {"gated": False},
+    "v1_1": {"gated": True},
+    "v1_1_one_table": {"gated": True, "own_head": False},
+    "mt5": {"gated": True, "multilingual": True},
+}
+
+
+@eqx.filter_jit
+def _run(model, text, targets):
+    return model.encode(text), model(text, targets)
+
+
+@pytest.mark.parametrize("dialect", list(DIALECTS))
+def test_t5_gives_the_numbers_of_transformers(dialect, monkeypatch, tmp_path, assert_close):
     import torch
 
     add_t5_toys(monkeypatch)
-    reference, name = hf_t5(gated=gated), "toy_t5_v1_1" if gated else "toy_t5"
+    reference = hf_t5(**DIALECTS[dialect])
+    name = "toy_t5_v1_1" if DIALECTS[dialect]["gated"] else "toy_t5"
     model = ours(reference, name, tmp_path)
     (ids, mask), targets = draw_sources(1, LENGTHS), draw_sources(2, (23, 23, 23))[0]
     with torch.no_grad():
         options = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
         expected = reference(**options, decoder_input_ids=torch.tensor(targets))
 
-    @jax.jit
-    def run(model, text, targets):
-        return model.encode(text), model(text, targets)
-
-    memory, logits = run(model, _text(ids, mask), jnp.asarray(targets, jnp.int32))
+    memory, logits = _run(model, _text(ids, mask), jnp.asarray(targets, jnp.int32))
     real = mask[:, :, None]
     assert_close(memory * real, expected.encoder_last_hidden_state.numpy() * real, 1e-5)
     assert_close(logits, expected.logits.numpy(), 1e-5)
-    assert np.std(logits) > 0.3  # a comparison of something
+    assert np.std(logits) > 0.1  # a comparison of something
     encoder, _ = load(f"{name}_encoder", tmp_path)
-    assert_close(eqx.filter_jit(encoder)(_text(ids, mask)) * real, memory * real, 1e-6)
+    for ours_alone, part in zip(jax.tree.leaves(encoder), jax.tree.leaves(model.encoder), strict=True):
+        np.testing.assert_array_equal(ours_alone, part)
 
 
 def test_encoder_model_of_transformers_is_read(monkeypatch, tmp_path, assert_close):

@@ -38,28 +38,26 @@ def randomise(module, seed):
                 parameter.add_(0.2 * noise)
 
 
-def hf_t5(*, gated, seed=0, depth=2, **options):
+def hf_t5(*, gated, seed=0, multilingual=False, own_head=True):
     """``gated``: version 1.1, with an output layer of its own, which transformers makes only as it reads a file."""
     import torch
-    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
-    config = T5Config(
+    config = (MT5Config if multilingual else T5Config)(
         vocab_size=VOCAB,
         d_model=SIZE.width,
         d_kv=SIZE.head_width,
         d_ff=SIZE.mlp_dim,
         num_layers=SIZE.depth,
-        num_decoder_layers=depth,
         num_heads=SIZE.num_heads,
         feed_forward_proj="gated-gelu" if gated else "relu",
         tie_word_embeddings=not gated,
         decoder_start_token_id=START,
         relative_attention_num_buckets=8,
         relative_attention_max_distance=12,
-        **options,
     )
-    model = T5ForConditionalGeneration(config).eval()
-    if gated:
+    model = (MT5ForConditionalGeneration if multilingual else T5ForConditionalGeneration)(config).eval()
+    if gated and own_head:
         model.lm_head.weight = torch.nn.Parameter(torch.zeros(VOCAB, SIZE.width))
     randomise(model, seed)
     return model
@@ -97,9 +95,8 @@ def ours(reference, name, folder):
     return load(name, folder)[0]
 
 
-def hf_git(seed=0, **options):
+def hf_git(seed=0):
     """GIT with a tower of one block, for images of 8 x 8 in four patches."""
-    import torch
     from transformers import GitConfig, GitForCausalLM
 
     vision = {"hidden_size": 20, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -114,7 +111,6 @@ def hf_git(seed=0, **options):
         bos_token_id=GIT_START,
         eos_token_id=GIT_END,
         pad_token_id=0,
-        **options,
     )
     model = GitForCausalLM(config).eval()
     randomise(model, seed)

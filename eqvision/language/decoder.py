@@ -157,10 +157,10 @@ class TextDecoder(eqx.Module):
 
         For a text about nothing give a prefix of no vectors: its batch is what counts.
         """
-        if prefix is None and memory is None:
+        about = memory if prefix is None else prefix
+        if about is None:
             raise ValueError("TextDecoder: start needs a prefix or a memory; jnp.zeros((batch, 0, width)) is no prefix")
-        batch = (memory if prefix is None else prefix).shape[0]
-        vectors, mask = self._prefix(prefix, prefix_mask, memory, batch)
+        vectors, mask = self._prefix(prefix, prefix_mask, memory, about.shape[0])
         return self.decoder.start(vectors, prefix_mask=mask, memory=memory, memory_mask=memory_mask)
 
     def decode_step(

@@ -117,7 +117,7 @@ def restricted(logits: Logits, *, top_k: int | None = None, top_p: Float[Array, 
     falling = -jnp.sort(-logits, axis=-1)
     probability = jax.nn.softmax(falling, axis=-1)
     likelier = jnp.cumsum(probability, axis=-1) - probability
-    inside = (likelier < top_p).at[:, 0].set(True)
+    inside = ((likelier < top_p) | (top_p >= 1)).at[:, 0].set(True)  # rounding may make the sum one too early
     least = jnp.min(jnp.where(inside, falling, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits < least, -jnp.inf, logits)
 

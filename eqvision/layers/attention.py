@@ -108,7 +108,9 @@ def _blocked(query, key, value, bias, key_mask, visible, causal, scaled, block_s
     bias_per_query = bias is not None and bias.shape[2] != 1
     bias_blocks = _split_bias(bias, blocks, block_size, padding) if bias_per_query else None
     visible_per_query = visible is not None and visible.shape[1] != 1
-    visible_blocks = _split_bias(visible[:, None], blocks, block_size, padding)[:, :, 0] if visible_per_query else None
+    visible_blocks = None
+    if visible is not None and visible_per_query:
+        visible_blocks = _split_bias(visible[:, None], blocks, block_size, padding)[:, :, 0]
     offset = key.shape[1] - queries
 
     @jax.checkpoint

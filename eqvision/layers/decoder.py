@@ -244,7 +244,8 @@ class DecoderStack(eqx.Module):
         attention, kept = self.blocks.attention, None
         if memory is not None:
             remember = lambda _, block: (None, block.remembered(memory, memory_mask))  # noqa: E731
-            kept = Memory(*lax.scan(remember, None, self.blocks)[1], memory_mask)
+            keys, values = lax.scan(remember, None, self.blocks)[1]
+            kept = Memory(keys, values, memory_mask)
         mask = jnp.ones(prefix.shape[:2], bool) if prefix_mask is None else prefix_mask
         head_width = attention.query.weight.shape[-1] // attention.num_heads
         cache = empty_cache(self.depth, mask, attention.num_heads, head_width, dtype=prefix.dtype, memory=kept)

@@ -80,7 +80,7 @@ def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> lis
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]], *, penalised: bool = True) -> list[float]:
-    """CIDEr-D of each image (Vedantam et al. 2015, section 4); their mean is the figure that papers give, times 100.
+    """CIDEr-D of each image (Vedantam et al. 2015, section 4); papers give 100 times their mean.
 
     An n-gram's weight is the logarithm of the number of images by that of images whose references have it: with one
     image, or where all are described alike, everything is 0. ``penalised=False`` is CIDEr: no clipping of repeated

@@ -91,13 +91,10 @@ def _drop_copy(tensors: dict[str, np.ndarray], copy: str, name: str, where: str)
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """Sizes of the three tables. Raises WeightsError where the file has none of them."""
+    """Sizes of the three tables; a file without one is refused later, with all that it lacks."""
     tables = {"vocab_size": "word", "max_positions": "position", "num_segments": "token_type"}
     names = {size: f"{prefix}embeddings.{kind}_embeddings.weight" for size, kind in tables.items()}
-    absent = [name for name in names.values() if name not in tensors]
-    if absent:
-        raise WeightsError(f"the file has no tensor {', '.join(absent)}, which BERT has")
-    return {size: tensors[name].shape[0] for size, name in names.items()}
+    return {size: tensors[name].shape[0] for size, name in names.items() if name in tensors}
 
 
 def pretraining_from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
