@@ -28,6 +28,11 @@ NAMES_ONLY = (
     "hf_upernet_convnext", "hf_upernet_resnet", "hf_upernet_swin", "milesial_unet",
     "torchvision_deeplabv3", "torchvision_fcn",
     "hf_bert", "hf_bert_classifier", "hf_bert_classifier_backbone", "hf_bert_encoder", "hf_bert_encoder_backbone",
+    "hf_git", "hf_t5", "hf_t5_encoder",
+    "hf_clip", "hf_siglip", "openai_clip_vit", "openai_clip_resnet",
+    "open_clip_vit", "open_clip_resnet",
+    "hf_mae", "mae_encoder", "mae_pretraining",
+    "hf_owlvit", "hf_owlv2", "scenic_owlvit", "scenic_owlv2",
 )  # fmt: skip
 
 

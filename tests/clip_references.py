@@ -123,6 +123,8 @@ class CLIP(nn.Module):
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.zeros(width, out))
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
+        for name, size in (("context_length", length), ("vocab_size", vocab)):
+            self.register_buffer(name, torch.tensor(size))
 
     def encode_text(self, ids):
         x = self.ln_final(self.transformer(self.token_embedding(ids) + self.positional_embedding))

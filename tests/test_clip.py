@@ -82,31 +82,44 @@ def test_siglip_reads_the_last_place(assert_close):
     other = encode_text(model, TOKENS._replace(ids=TOKENS.ids.at[0, -1].set(9)))
     assert np.max(np.abs(other[0] - expected[0])) > 1e-3
     assert_close(encode_text(model, TOKENS._replace(mask=~TOKENS.mask)), expected, 0)
-    images = jax.random.normal(KEY, (2, 8, 8, 3))
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     state = eqx.nn.State(model)
-    outputs, _ = jax.jit(lambda model, images: model(images, TOKENS, state))(model, images)
-    rest = images.at[:, 6:].set(jnp.nan).at[:, :, 6:].set(jnp.nan)
-    again, _ = jax.jit(lambda model, images: model(images, TOKENS, state))(model, rest)
-    assert_close(again.image, outputs.image, 0)  # patches of 3 in 8 pixels
+    run = jax.jit(lambda model, images: model(images, TOKENS, state)[0])
+    outputs = run(model, images)
+    images[:, 6:], images[:, :, 6:] = np.nan, np.nan
+    assert_close(run(model, images).image, outputs.image, 0)  # patches of 3 in 8 pixels
     assert outputs.image.shape == outputs.text.shape == (2, 16)
     assert_close(clip_logits(outputs), 10 * outputs.image @ outputs.text.T - 10, 1e-5)
 
 
-def test_clip_with_a_resnet():
-    """Other sizes of images, statistics of batches, and gradients of all parameters."""
-    model, state = eqx.nn.make_with_state(clip_resnet)(ClipResNetSize((1, 1, 1, 1), 8, 2, 32, TEXT, 12), **SMALL)
+RESNET = ClipResNetSize((1, 1, 1, 1), 8, 2, 32, TEXT, 12)
 
-    @jax.jit
-    def loss(model, images):
-        outputs, new = model(images, TOKENS, state, train=True)
-        return jnp.sum(clip_logits(outputs) ** 2), new
 
-    (_, new), grads = jax.value_and_grad(loss, has_aux=True)(model, jax.random.normal(KEY, (2, 32, 64, 3)))
-    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(eqx.filter(grads.image_head, eqx.is_array)))
-    assert not np.array_equal(new.get(model.image_tower.stem[0].norm.stats)[0], np.zeros(4))
+def test_the_maps_of_a_resnet():
+    """Images of another size than the model was built for."""
+    model, state = eqx.filter_eval_shape(lambda: eqx.nn.make_with_state(clip_resnet)(RESNET, **SMALL))
     assert model.image_tower.channels == (32, 64, 128, 256)
-    features, _ = eqx.filter_eval_shape(model.image_tower, jnp.zeros((1, 32, 64, 3)), state)
-    assert [x.shape[1:3] for x in features] == [(8 // 2**i, 16 // 2**i) for i in range(4)]
+    images = jax.ShapeDtypeStruct((1, 32, 64, 3), jnp.float32)
+    maps = eqx.filter_eval_shape(lambda model, *given: model.image_tower(*given)[0], model, images, state)
+    assert [x.shape[1:3] for x in maps] == [(8 // 2**i, 16 // 2**i) for i in range(4)]
+    vectors = eqx.filter_eval_shape(lambda model, *given: model.encode_images(*given)[0], model, images, state)
+    assert vectors.shape == (1, 12)
+
+
+@pytest.mark.slow
+def test_training_of_a_resnet():
+    """Statistics of batches, and gradients of all parts."""
+    model, state = eqx.nn.make_with_state(clip_resnet)(RESNET, **SMALL)
+
+    def loss(model, images, state):
+        vectors, new = model.encode_images(images, state, train=True)
+        return jnp.sum(vectors[:, 0]), new
+
+    images = jax.random.normal(KEY, (2, 32, 32, 3))
+    (_, new), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(model, images, state)
+    for leaf in jax.tree.leaves((grads.image_head.query.weight, grads.image_head.position, grads.image_tower.stem)):
+        assert np.any(leaf != 0)
+    assert not np.array_equal(new.get(model.image_tower.stem[0].norm.stats)[0], np.zeros(4))
 
 
 def test_the_scale_is_held_at_its_limit_and_can_come_back(clip):
@@ -130,7 +143,7 @@ def test_unit_length_of_nothing():
     assert np.all(np.isfinite(grad))
 
 
-# Of OpenAI's and Google's files, without buffers
+# Of OpenAI's and Google's files, without running statistics
 PARAMETERS = {
     "b32": 151_277_313,
     "b16": 149_620_737,
@@ -147,6 +160,7 @@ PARAMETERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_published_sizes(name):
     if name.startswith("siglip"):

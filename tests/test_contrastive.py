@@ -57,7 +57,7 @@ def test_chunked_equals_plain(kind, chunk, assert_close):
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-@pytest.mark.parametrize("shape", [(8,), (4, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((8,), marks=pytest.mark.slow), (4, 2)])
 def test_eight_devices_equal_one(kind, shape, assert_close):
     """Each device differentiates its own share, as the step does; the sum of all is the gradient of the whole."""
     given, axes = arguments(), ("data", "fsdp")[: len(shape)]
@@ -91,11 +91,11 @@ def test_padding_may_hold_anything(kind, assert_close):
 
 def test_weights_and_count(assert_close):
     image, text, scale, bias, weights = arguments()
-    for kind, loss in LOSSES.items():
-        given = (image, text, scale, bias)
-        assert_close(loss(*given, 2 * weights), loss(*given, weights), 1e-6)
-        whole = loss(*given, weights, count=jnp.float32(2 * weights.sum()))
-        assert_close(2 * whole, loss(*given, weights), 1e-6), kind
+    for loss in LOSSES.values():
+        run = jax.jit(lambda weights, count, loss=loss: loss(image, text, scale, bias, weights, count=count))
+        expected = loss(image, text, scale, bias, weights)
+        assert_close(run(2 * weights, 2 * weights.sum()), expected, 1e-6)
+        assert_close(2 * run(weights, 2 * weights.sum()), expected, 1e-6)
 
 
 def test_large_scales_stay_finite():
@@ -111,6 +111,20 @@ def test_a_chunk_of_nothing_is_refused():
     given = arguments()
     with pytest.raises(ValueError, match="chunk is 0; expected 1 or more texts"):
         contrastive_loss(*given[:3], given[4], chunk=0)
+
+
+def test_devices_that_jax_does_not_track_are_refused(mesh):
+    """Each would else compare its images with its own texts alone."""
+    image, text, scale, _, weights = arguments()
+    run = jax.shard_map(
+        lambda *rows: contrastive_loss(*rows[:2], scale, rows[2])[None],
+        mesh=mesh,
+        in_specs=P("data"),
+        out_specs=P("data"),
+        check_vma=False,
+    )
+    with pytest.raises(ValueError, match="mesh axis 'data' has several devices, but JAX does not track"):
+        run(image, text, weights)
 
 
 @pytest.mark.parity

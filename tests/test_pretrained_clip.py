@@ -86,6 +86,12 @@ def test_clip_of_transformers(tmp_path, rng, assert_close, end):
     clip, state, outputs = ours("toy_clip", tmp_path, given, mask=MASK)
     assert clip.text_head.end_id == (None if end == 2 else 39)
     compare(outputs, model(ids, pixels, attention_mask=torch.tensor(MASK).long()), assert_close)
+    larger = rng.normal(size=(1, 24, 32, 3)).astype(np.float32)
+    at_size, state = load("toy_clip", tmp_path, image_size=(24, 32))
+    found, _ = jax.jit(lambda model, images: model.encode_images(images, state))(at_size, jnp.asarray(larger))
+    pixels = torch.tensor(larger.transpose(0, 3, 1, 2))
+    theirs = model.get_image_features(pixels, interpolate_pos_encoding=True).pooler_output
+    assert_close(found, torch.nn.functional.normalize(theirs, dim=1).detach().numpy(), TOLERANCE)
     tensors = to_layout(clip, state, LAYOUTS["hf_clip"])
     names = {name: leaf for name, leaf in model.state_dict().items() if "position_ids" not in name}
     assert_close(tensors, {name: names[name].numpy() for name in tensors}, 0)
@@ -110,9 +116,8 @@ def test_siglip_of_transformers(tmp_path, rng, assert_close, masked, monkeypatch
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_openai(tmp_path, rng, assert_close, kind):
     """A state dict, and a TorchScript program of halves, which is what OpenAI published."""
-    import torch
-
     import clip_references as references
+    import torch
 
     side, name = (SIDE, "toy_openai") if kind == "vit" else (64, "toy_resnet")
     if kind == "vit":
@@ -125,13 +130,22 @@ def test_openai(tmp_path, rng, assert_close, kind):
         leaf.data = leaf.data.half().float()
     given = images(rng, side)
     pixels, ids = torch.tensor(given.transpose(0, 3, 1, 2)), torch.tensor(IDS)
-    torch.save(model.state_dict(), tmp_path / "dict.pt")
+    names = [name for name in model.state_dict() if name not in ("context_length", "vocab_size")]
+    torch.save({name: model.state_dict()[name] for name in names}, tmp_path / "dict.pt")
     expected = [x.detach().numpy() for x in model(pixels, ids)]
-    clip, state, outputs = ours(name, tmp_path / "dict.pt", given, mask=MASK)
+    clip, state, outputs = ours(name, tmp_path / "dict.pt", given, mask=MASK, layout=f"openai_clip_{kind}")
     assert_close([outputs.image, outputs.text], expected, TOLERANCE)
     tensors = to_layout(clip, state, LAYOUTS[f"openai_clip_{kind}"])
     assert_close(tensors, {name: model.state_dict()[name].numpy() for name in tensors}, 0)
 
+    with pytest.raises(
+        WeightsError, match=rf"fits several layouts \(openai_clip_{kind}, open_clip_{kind}\); choose one"
+    ):
+        load(name, tmp_path / "dict.pt")
+    exact, _ = load(name, tmp_path / "dict.pt", layout=f"open_clip_{kind}")
+    assert exact.text_tower.encoder.blocks.mlp.activation == "gelu"
+
+    model.register_buffer("input_resolution", torch.tensor(side))
     program = torch.jit.trace(model, (pixels, ids), check_trace=False)
     for leaf in program.parameters():
         leaf.data = leaf.data.half()

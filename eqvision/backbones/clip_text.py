@@ -5,6 +5,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqvision.layers import (
@@ -88,7 +89,7 @@ class ClipText(eqx.Module):
         self.channels = (size.width,)
 
     def __call__(
-        self, text: TextTokens, *, dtype: jnp.dtype | None = None, train: bool = False, key: PRNGKeyArray | None = None
+        self, text: TextTokens, *, dtype: DTypeLike | None = None, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b n d"]:
         """``dtype`` is what the tower computes in; None: the type of its parameters."""
         # Nobody reads a causal tower's padding, which may therefore be anything; SigLIP reads the last place.

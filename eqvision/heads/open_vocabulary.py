@@ -48,14 +48,20 @@ class QueryClassHead(eqx.Module):
     shift: Linear
     scale: Linear
 
-    def __init__(self, width: int, embed_dim: int, *, std: float = 1e-6, key: PRNGKeyArray):
-        """``std``: how large ``embed`` is to begin with; published is 1e-6, which only directions matter for."""
+    def __init__(self, width: int, embed_dim: int, *, std: float = 1e-6, factor: float = 1.0, key: PRNGKeyArray):
+        """``std`` is how large ``embed`` is to begin with, and ``factor``, 1 or more, what cosines are multiplied with.
+
+        The defaults are published, for towers that were trained as a CLIP. Fresh ones learn sooner with a ``factor`` of
+        10, as in CLIP, and weights of usual size.
+        """
         keys = jax.random.split(key, 3)
         self.embed = Linear(width, embed_dim, init=lambda key, shape: normal(key, shape, std), key=keys[0])
-        shift = Linear(width, 1, init=xavier_uniform, key=keys[1])
-        prior = jnp.full((1,), math.log(PRIOR / (1 - PRIOR)))
+        # the shift is multiplied with the factor too: its own part of a logit stays as it is
+        shift = Linear(width, 1, init=lambda key, shape: xavier_uniform(key, shape) / factor, key=keys[1])
+        prior = jnp.full((1,), math.log(PRIOR / (1 - PRIOR)) / factor)
         self.shift = eqx.tree_at(lambda layer: layer.bias, shift, prior)
-        self.scale = Linear(width, 1, init=xavier_uniform, key=keys[2])
+        scale = Linear(width, 1, init=xavier_uniform, key=keys[2])
+        self.scale = eqx.tree_at(lambda layer: layer.bias, scale, jnp.full((1,), factor - 1.0))
 
     def __call__(
         self, x: Float[Array, "b n d"], queries: Float[Array, "b q e"], asked: Bool[Array, "b q"]
@@ -88,10 +94,11 @@ class OpenVocabularyHead(eqx.Module):
         objectness: bool = False,
         activation: Activation = "gelu",
         class_std: float = 1e-6,
+        class_factor: float = 1.0,
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, 3)
-        self.classes = QueryClassHead(width, embed_dim, std=class_std, key=keys[0])
+        self.classes = QueryClassHead(width, embed_dim, std=class_std, factor=class_factor, key=keys[0])
         self.boxes = GeluMLP(width, 4, activation=activation, key=keys[1])
         self.objectness = GeluMLP(width, 1, activation=activation, key=keys[2]) if objectness else None
 

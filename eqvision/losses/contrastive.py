@@ -12,6 +12,7 @@ and change nothing.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,8 @@ def contrastive_loss(
     image, text, weights, axes = _prepared(image, text, weights)
     used, scaled = weights != 0, image * scale
     texts, texts_used = _gathered(text, axes), _gathered(used, axes)
-    rows, columns = pair_log_sums(scaled, texts, used, texts_used, _size(chunk, len(texts)))
+    sums: Any = pair_log_sums(scaled, texts, used, texts_used, _size(chunk, len(texts)))  # of a custom_vjp, no type
+    rows, columns = sums
     columns = _own(_log_sum_over_devices(columns, axes), len(image), axes)
     values = (rows + columns) / 2 - jnp.sum(scaled * text, axis=1)
     return _share(values, weights, count)

@@ -1,11 +1,12 @@
 """CLIP (Radford et al. 2021): an image tower and a text tower that meet in one space."""
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqvision.backbones import ClipText
@@ -31,7 +32,7 @@ class ImageTower(Protocol):
 class ImageHead(Protocol):
     """Features of its image tower to a vector for each image."""
 
-    def __call__(self, features: Features | TokenFeatures, /) -> Float[Array, "b e"]: ...
+    def __call__(self, features: Any, /) -> Float[Array, "b e"]: ...  # what its tower gives
 
 
 @runtime_checkable
@@ -97,7 +98,7 @@ class Clip(eqx.Module):
         return unit_length(self.image_head(features)), state
 
     def encode_text(
-        self, text: TextTokens, *, dtype: jnp.dtype | None = None, train: bool = False, key: PRNGKeyArray | None = None
+        self, text: TextTokens, *, dtype: DTypeLike | None = None, train: bool = False, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b e"]:
         """Vectors of length one."""
         return unit_length(self.text_head(self.text_tower(text, dtype=dtype, train=train, key=key), text))

@@ -6,9 +6,11 @@ from eqvision.names import UnknownNameError, nearest
 from eqvision.pretrained.cards import (
     bit_mixer,
     centernet,
+    clip,
     convnext_swin,
     detr,
     hugging_face,
+    owlvit,
     rcnn,
     resnet,
     sam,
@@ -28,6 +30,8 @@ CARDS: tuple[Card, ...] = (
     *rcnn.CARDS,
     *centernet.CARDS,
     *sam.CARDS,
+    *clip.CARDS,
+    *owlvit.CARDS,
 )
 
 

@@ -158,6 +158,7 @@ def clip_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def check(model: Clip, config: Mapping[str, Any], kind: str) -> None:
     """Raises WeightsError for another kind of model, and for another number of heads, which no shape shows."""
     check_config(config, {"model_type": kind}, "the model")
+    assert isinstance(model.image_tower, VisionTransformer)
     for name, tower in (("text_config", model.text_tower), ("vision_config", model.image_tower)):
         heads = tower.encoder.blocks.attention.num_heads
         check_config(config.get(name) or {}, {"num_attention_heads": heads}, f"the model ({name})")

@@ -1,9 +1,11 @@
-"""Names of OpenAI's CLIP (clip/model.py), whose files are TorchScript programs; open_clip's state dicts share them.
+"""Names of OpenAI's CLIP (clip/model.py) and of open_clip, which are the same.
 
-Their numbers are half precision. Models of LAION have these names and the exact GELU: load them from transformers'
-files, whose ``config.json`` says so.
+OpenAI's files are TorchScript programs of half precision, with the size of images as a tensor. open_clip's models have
+the exact GELU unless their names say quickgelu, and no tensor tells: a file without OpenAI's three sizes fits both
+layouts, and whoever loads it has to say which it is.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,14 +90,15 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {size: tensors[name].shape[0] for size, name in names.items()}
 
 
-def _layout(name: str, what: str, rules: Any, fits: Any, mark: str, positions: str, first_conv: str) -> Layout:
-    return Layout(
-        name=name,
-        source=f"OpenAI CLIP and open_clip, {what}",
+def _layouts(what: str, rules: Any, fits: Any, mark: str, positions: str, first_conv: str) -> tuple[Layout, Layout]:
+    openai = Layout(
+        name=f"openai_clip_{what}",
+        source="OpenAI CLIP, and open_clip's quickgelu",
         fits=fits,
         rules=rules,
         marks=("token_embedding.weight", "transformer.resblocks.0.ln_1.weight", "text_projection", mark),
         ignored=("input_resolution", "context_length", "vocab_size", "attn_mask", "*.num_batches_tracked"),
+        options={"activation": "quick_gelu"},
         from_tensors=from_tensors,
         resample=torch_bicubic,
         positions=positions,
@@ -104,21 +107,21 @@ def _layout(name: str, what: str, rules: Any, fits: Any, mark: str, positions: s
         classes="",
         kind=Clip,
     )
+    exact = {"options": {"activation": "gelu"}, "unlike": ("input_resolution",)}
+    return openai, dataclasses.replace(openai, name=f"open_clip_{what}", source="open_clip", **exact)
 
 
 LAYOUTS = (
-    _layout(
-        "openai_clip_vit",
-        "ViT",
+    *_layouts(
+        "vit",
         vit_rules,
         is_clip_vit,
         "visual.class_embedding",
         "image_tower.position.weight",
         "image_tower.patch_embed.weight",
     ),
-    _layout(
-        "openai_clip_resnet",
-        "ResNet",
+    *_layouts(
+        "resnet",
         resnet_rules,
         lambda model: isinstance(model.image_tower, ClipResNet),
         "visual.attnpool.positional_embedding",
