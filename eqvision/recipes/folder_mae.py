@@ -21,11 +21,9 @@ def folder_mae() -> MaskedConfig:
             transform="imagenet",
             crop_scale=(0.2, 1.0),
             crop_fraction=1.0,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
         ),
-        optimizer=OptimizerConfig(learning_rate=1.5e-3, weight_decay=0.05, beta2=0.95, clip_norm=None),
+        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, beta2=0.95, clip_norm=None),
         schedule=ScheduleConfig(warmup_steps=200),
-        loop=LoopConfig(epochs=60.0, batch_size=128, eval_batch_size=250, log_every=39, eval_every=390),
+        loop=LoopConfig(epochs=50.0, batch_size=64, eval_batch_size=256, log_every=78, eval_every=780),
         eval=MaskedEvalConfig(evaluators=("linear_probe", "knn")),
     )

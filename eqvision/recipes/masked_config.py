@@ -63,7 +63,7 @@ class MaskedConfig:
     seed: int = 0
     """Seed of initialisation, sample order, augmentation and masks."""
     init: str = ""
-    """What the run starts from: the folder of another such run."""
+    """What the run starts from: the folder of another such run, or published weights as MODEL:SOURCE."""
     allow_config_change: bool = False
     """Resume although options differ that change the numbers of the run."""
     model: MaskedModelConfig = field(default_factory=MaskedModelConfig)
