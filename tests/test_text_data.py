@@ -309,7 +309,20 @@ def test_second_texts_follow_or_come_from_elsewhere(words, bert):
         if example.next_sentence == FOLLOWS:
             assert second == text[cut:last]
         else:
-            assert any(second == text[a : a + len(second)] for other, (a, _) in enumerate(chunks) if other != index)
+            assert any(second == text[b - len(second) : b] for other, (_, b) in enumerate(chunks) if other != index)
+
+
+def test_lengths_do_not_tell_what_follows(words, bert):
+    """Texts of both kinds are about as long; with texts that always fill the room, length would be the answer."""
+    examples = MaskedExamples(words, bert, length=40)
+    lengths = {FOLLOWS: [], RANDOM: []}
+    for index in range(len(examples)):
+        for seed in range(20):
+            example = examples.example(index, np.random.default_rng([index, seed]))
+            lengths[example.next_sentence].append(len(example.ids))
+    follows, random = (np.array(lengths[label]) for label in (FOLLOWS, RANDOM))
+    assert abs(follows.mean() - random.mean()) < 2.5
+    assert max(follows.max(), random.max()) <= 40
 
 
 def test_batches_of_hidden_words(words, bert):

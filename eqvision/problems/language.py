@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from eqvision.counting import count
 from eqvision.data.text import (
@@ -91,7 +91,7 @@ class Language:
         folder = RunFolder(self.config.out)
         if self.config.out and jax.process_index() == 0 and folder.config_file.exists():
             kept = folder.path / KEPT
-            if not kept.exists():
+            if not kept.exists() or kept.read_text("utf-8") != self.tokenizer.to_json():
                 self.tokenizer.save(kept)
 
     def evaluation_stream(self) -> TextStream:
@@ -233,7 +233,7 @@ def _problem(config: LanguageConfig, splits: TextSplits, tokenizer: Tokenizer) -
     return Language(config, source, test_source, tokenizer, unigram_logs(train.ids, tokenizer))
 
 
-def unigram_logs(ids: Int[np.ndarray, " n"], tokenizer: Tokenizer) -> Float[np.ndarray, " v"]:
+def unigram_logs(ids: Integer[np.ndarray, " n"], tokenizer: Tokenizer) -> Float[np.ndarray, " v"]:
     """Logarithm of each word's share of a text, each counted once more than it comes, so that none has no share.
 
     Its cross entropy is what a model reaches that knows how often words come and nothing of where. NaN for tokens that

@@ -21,6 +21,7 @@ from eqvision.data.text import (
     wordpiece,
 )
 from eqvision.recipes.text_config import LanguageConfig, TextDataConfig
+from eqvision.run_folder import RunFolder
 
 KEPT = "tokenizer.json"
 
@@ -42,12 +43,13 @@ def find_splits(data: TextDataConfig) -> TextSplits:
 
 
 def run_tokenizer(config: LanguageConfig, train: TextPart) -> Tokenizer:
-    """What the run folder keeps; else the vocabulary that the configuration names; else one made of the training text.
+    """What the run has been trained with; else the vocabulary that the configuration names; else one made of the
+    training text.
 
     Raises ValueError for the vocabulary of another kind of model, and what tokenizers raise.
     """
-    kept = Path(config.out, KEPT)
-    if config.out and kept.exists():
+    kept = kept_tokenizer(config)
+    if kept is not None:
         return _checked(load_tokenizer(kept), config)
     options = config.tokenizer
     if options.path:
@@ -56,6 +58,14 @@ def run_tokenizer(config: LanguageConfig, train: TextPart) -> Tokenizer:
     if config.task.objective == "hidden_words":
         return train_wordpiece(lines, options.size, lowercase=options.lowercase)
     return train_unigram(lines, options.size, num_sentinels=options.num_sentinels)
+
+
+def kept_tokenizer(config: LanguageConfig) -> Path | None:
+    """The vocabulary in a run folder that has a checkpoint; before that other options may still change it."""
+    folder = RunFolder(config.out)
+    steps = folder.checkpoints.iterdir() if config.out and folder.checkpoints.is_dir() else ()
+    kept = folder.path / KEPT
+    return kept if kept.exists() and any(step.name.isdigit() for step in steps) else None
 
 
 def _from_file(config: LanguageConfig) -> Tokenizer:

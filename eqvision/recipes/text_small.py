@@ -11,7 +11,7 @@ from eqvision.recipes.text_config import (
 
 
 def text_bert() -> LanguageConfig:
-    """A small BERT (four layers of 256 channels, norms in front) learns the words of a text that are hidden from it.
+    """A small BERT (two layers of 128 channels, norms in front) learns the words of a text that are hidden from it.
 
     Command: eqvision train text_bert --data.path FILE.txt
     Data: a text file of about a megabyte or more, or a folder with *.txt; needs the extra [text]. Its last tenth is
@@ -20,18 +20,18 @@ def text_bert() -> LanguageConfig:
     knowing how often words come and nothing else.
     """
     return LanguageConfig(
-        model=LanguageModelConfig(name="bert_mini", length=128, norm_order="pre", dropout=0.1),
+        model=LanguageModelConfig(name="bert_ti", length=128, norm_order="pre", dropout=0.1),
         task=LanguageTaskConfig(objective="hidden_words", next_sentence=True),
-        tokenizer=TextTokenizerConfig(size=4096),
+        tokenizer=TextTokenizerConfig(size=2048),
         data=TextDataConfig(documents="file"),
-        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01, beta2=0.98, clip_norm=1.0),
+        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.01, beta2=0.98, clip_norm=1.0),
         schedule=ScheduleConfig(kind="linear", warmup_steps=100),
-        loop=LoopConfig(epochs=12.0, batch_size=32, eval_batch_size=32, log_every=20, eval_every=200),
+        loop=LoopConfig(epochs=30.0, batch_size=16, eval_batch_size=32, log_every=20, eval_every=500),
     )
 
 
 def text_t5() -> LanguageConfig:
-    """A small T5 (four and four layers of 256 channels) learns to write the spans that were taken out of a text.
+    """A small T5 (two and two layers of 256 channels) learns to write the spans that were taken out of a text.
 
     Command: eqvision train text_t5 --data.path FILE.txt
     Data: a text file of about a megabyte or more, or a folder with *.txt; needs the extra [text]. Its last tenth is
@@ -40,10 +40,16 @@ def text_t5() -> LanguageConfig:
     spans, and beside it stands `test/unigram_loss`, that of knowing how often words come and nothing else.
     """
     return LanguageConfig(
-        model=LanguageModelConfig(name="t5_efficient_tiny", length=128, dropout=0.1),
+        model=LanguageModelConfig(name="t5_efficient_tiny_nl2", length=128, dropout=0.1),
         task=LanguageTaskConfig(objective="spans", z_loss=1e-4),
-        tokenizer=TextTokenizerConfig(size=4096, num_sentinels=32),
-        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01, beta2=0.98, clip_norm=1.0),
+        tokenizer=TextTokenizerConfig(size=2048, num_sentinels=32),
+        optimizer=OptimizerConfig(
+            learning_rate=2e-3,
+            weight_decay=0.01,
+            beta2=0.98,
+            clip_norm=1.0,
+            learning_rate_multipliers={"token_embedding": 5.0},  # T5's words begin with the size 1, and move slowly
+        ),
         schedule=ScheduleConfig(kind="linear", warmup_steps=100),
-        loop=LoopConfig(epochs=12.0, batch_size=32, eval_batch_size=32, log_every=20, eval_every=200),
+        loop=LoopConfig(epochs=12.0, batch_size=16, eval_batch_size=32, log_every=20, eval_every=400),
     )

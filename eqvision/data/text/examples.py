@@ -97,14 +97,21 @@ class MaskedExamples:
         return TextExample(hidden, targets, None if second is None else 2 + len(first), positions, label)
 
     def _pair(self, index: int, rng: np.random.Generator) -> tuple[list[int], list[int], int]:
+        """Both kinds of second texts end where a chunk ends, and are about as long: neither tells which it is."""
         first, last = self._chunks[index].tolist()
         most = int(rng.integers(2, self._room + 1)) if rng.random() < self._short else self._room
-        last = min(last, first + most)
+        if last > first + most:
+            last = self._line_before(first, first + most)
         cut = self._cut(first, last, rng)
         start = self._stretch(first, cut)
         if cut < last and rng.random() < 0.5:
             return start, self._stretch(cut, last), FOLLOWS
-        return start, self._elsewhere(index, most - len(start), rng), RANDOM
+        return start, self._elsewhere(index, max(last - cut, 1), most - len(start), rng), RANDOM
+
+    def _line_before(self, first: int, last: int) -> int:
+        """The last line that begins behind ``first`` and not behind ``last``; ``last`` where there is none."""
+        line = int(self._corpus.lines[np.searchsorted(self._corpus.lines, last, side="right") - 1])
+        return line if line > first else last
 
     def _cut(self, first: int, last: int, rng: np.random.Generator) -> int:
         """A line that begins inside, or any token where none does; ``last`` where there is a single token."""
@@ -113,11 +120,16 @@ class MaskedExamples:
             return int(self._corpus.lines[rng.integers(begin, end)])
         return int(rng.integers(first + 1, last)) if last - first > 1 else last
 
-    def _elsewhere(self, index: int, most: int, rng: np.random.Generator) -> list[int]:
-        """From the start of another chunk; of a text that has a single one, that."""
+    def _elsewhere(self, index: int, wanted: int, most: int, rng: np.random.Generator) -> list[int]:
+        """The last lines of another chunk, about as many tokens as ``wanted``; of a text that has a single chunk, of
+        that."""
         other = int(rng.integers(len(self) - 1)) if len(self) > 1 else 0
         first, last = self._chunks[other + (other >= index and len(self) > 1)].tolist()
-        return self._stretch(first, min(last, first + max(most, 1)))
+        begin, end = np.searchsorted(self._corpus.lines, [max(first, last - most), last])
+        lines = self._corpus.lines[begin:end]
+        if not len(lines):
+            return self._stretch(max(first, last - wanted), last)
+        return self._stretch(int(lines[np.argmin(np.abs(lines - (last - wanted)))]), last)
 
     def _stretch(self, first: int, last: int) -> list[int]:
         return self._corpus.ids[first:last].tolist()
