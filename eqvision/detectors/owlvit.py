@@ -158,6 +158,7 @@ def owlvit(
     head_activation: Activation = "gelu",
     merge_eps: float = 1e-5,
     class_std: float = 1e-6,
+    class_factor: float = 1.0,
     drop_path: float = 0.0,
     text_drop_path: float = 0.0,
     attention: Implementation = "xla",
@@ -167,9 +168,9 @@ def owlvit(
 ) -> OwlViT:
     """OWL-ViT of a size of ``OWLVIT_SIZES`` or of your own; ``objectness`` for the second version.
 
-    ``length`` is that of the longest text, ``end_id`` as in ``pool_end``. Scenic's models have
-    ``head_activation="gelu_tanh"`` and ``merge_eps=1e-6``, and are trained with ``drop_path`` 0.2 and
-    ``text_drop_path`` 0.1. Raises UnknownNameError for a size that is not there.
+    ``length`` is that of the longest text, ``end_id`` as in ``pool_end``, ``class_std`` and ``class_factor`` as in
+    ``QueryClassHead``. Scenic's models have ``head_activation="gelu_tanh"`` and ``merge_eps=1e-6``, and are trained
+    with ``drop_path`` 0.2 and ``text_drop_path`` 0.1. Raises UnknownNameError for a size that is not there.
     """
     if isinstance(size, str) and size not in OWLVIT_SIZES:
         raise nearest(size, list(OWLVIT_SIZES), "OWL-ViT size")
@@ -200,6 +201,7 @@ def owlvit(
             objectness=objectness,
             activation=head_activation,
             class_std=class_std,
+            class_factor=class_factor,
             key=keys[3],
         ),
     )

@@ -12,9 +12,9 @@ from eqvision.types import Detections, QueriedPredictions
 
 
 def batch_extent(
-    canvas: tuple[int, int], size: Int[Array, "b 2"], original_size: Int[Array, "b 2"]
+    canvas: tuple[int, ...], size: Int[Array, "b 2"], original_size: Int[Array, "b 2"]
 ) -> Float[Array, "b 2"]:
-    """Height and width of the whole image of the batch, ``canvas``, in pixels of the original images.
+    """Height and width of the whole image of the batch, which has those of ``canvas``, in pixels of the originals.
 
     ``size`` is what of the canvas is image. Boxes in [0, 1] of the canvas are in original pixels when they are
     multiplied with this, be the images padded to the canvas (as in Scenic) or squeezed into it (``size`` is then the

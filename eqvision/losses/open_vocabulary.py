@@ -1,4 +1,4 @@
-"""The loss of OWL-ViT: at each place of a grid a box and its likeness to each query of the image, by bipartite matching.
+"""The loss of OWL-ViT: at each place a box and its likeness to each query of the image, by bipartite matching.
 
 Minderer et al. 2022, section 3.3 and appendix; sums and weights are those of scenic/projects/owl_vit (losses.py,
 matching_base_models.py). An object may answer several queries. Every image counts alike, however many objects it has:

@@ -26,6 +26,8 @@ from eqvision.data.detection.convert import Conversion as Conversion
 from eqvision.data.detection.convert import convert_to_coco as convert_to_coco
 from eqvision.data.detection.index import CocoIndex as CocoIndex
 from eqvision.data.detection.index import open_index as open_index
+from eqvision.data.detection.mosaic import Mosaic as Mosaic
+from eqvision.data.detection.mosaic import region_plan as region_plan
 from eqvision.data.detection.moves import Crop as Crop
 from eqvision.data.detection.moves import Flip as Flip
 from eqvision.data.detection.moves import Move as Move
@@ -46,6 +48,11 @@ from eqvision.data.detection.moves import shortest_side_plan as shortest_side_pl
 from eqvision.data.detection.moves import size_after as size_after
 from eqvision.data.detection.normalize import image_area as image_area
 from eqvision.data.detection.normalize import normalize_padded as normalize_padded
+from eqvision.data.detection.queries import QueriedStream as QueriedStream
+from eqvision.data.detection.queries import Questions as Questions
+from eqvision.data.detection.queries import canonical as canonical
+from eqvision.data.detection.queries import federated_absent as federated_absent
+from eqvision.data.detection.queries import merged as merged
 from eqvision.data.detection.rle import coco_rle as coco_rle
 from eqvision.data.detection.rle import compress as compress
 from eqvision.data.detection.rle import decode_mask as decode_mask

@@ -115,6 +115,11 @@ class CocoDetection:
         """How many objects each image has as targets."""
         return _per_image(self.index, self._target)[self._images]
 
+    @property
+    def label_counts(self) -> Int64[np.ndarray, " c"]:
+        """How many targets have each label."""
+        return np.bincount(self._labels[self.index.labels[self._target]], minlength=len(self.class_names))
+
     def __len__(self) -> int:
         return len(self._images)
 
