@@ -24,7 +24,7 @@ def evaluate_problem_run(
     where there is no run or no checkpoint yet, ValueError for data of other classes, and what sources raise.
     """
     folder = RunFolder(path)
-    config = _here(folder.config(), data_path, split)
+    config = dataclasses.replace(_here(folder.config(), data_path, split), out=str(path))  # it may have been moved
     problem = make_problem(config)
     names = folder.class_names()
     if tuple(problem.source.class_names) != names:

@@ -16,16 +16,18 @@ from jaxtyping import Array
 
 from eqvision.checkpoint import CheckpointError
 from eqvision.classifiers import Classifier
+from eqvision.detectors import OwlViT
 from eqvision.layers import SinCos2D, resample_grid
 from eqvision.multimodal import Clip
 from eqvision.names import nearest
 from eqvision.predict import load_run
 from eqvision.pretrained.leaf_names import named_arrays, with_leaves
-from eqvision.pretraining import MAE
+from eqvision.pretraining import MAE, MAES
 from eqvision.recipes import (
     ContrastiveConfig,
     DetectionConfig,
     MaskedConfig,
+    OpenVocabularyConfig,
     PromptedConfig,
     SegmentationConfig,
     TrainConfig,
@@ -63,7 +65,8 @@ def start_from(init: str | Path, model: Any, stats: eqx.nn.State) -> tuple[Any, 
     two of a kind all does but a classification layer of another shape, which stays fresh. Learned positions are
     resampled to the new grid and begin as the sin-cos table where that is fixed there; the statistics of batch norms
     become parameters where they are frozen. A final norm is left out where the new model has it behind its pooling.
-    Models of images and text begin with their like alone. What stays fresh, is left out or is resampled is said on
+    Models of images and text begin with their like alone, and an open-vocabulary detector with one too, of which its
+    towers begin with those of CLIP. What stays fresh, is left out or is resampled is said on
     stderr.
 
     Raises CheckpointError with the first names where anything else differs; UnknownNameError for a model that does not
@@ -73,6 +76,7 @@ def start_from(init: str | Path, model: Any, stats: eqx.nn.State) -> tuple[Any, 
     notes: list[str] = []
     new = named_arrays(model, stats)
     old = _as_learned(start.model, named_arrays(start.model, start.stats), new, notes)
+    old = _as_towers(start.model, model, old, new, notes)
     leaves = _copied(old, new, _kinds(start.model, model), notes, f"{init} ({start.name})")
     print("\n".join([f"begins with {start.said}", *notes]), file=sys.stderr)
     return with_leaves(model, stats, leaves)
@@ -82,7 +86,7 @@ def _start(init: str, model: Any) -> Start:
     folder, name = RunFolder(init), init.partition(":")[0]
     if folder.config_file.exists():
         return _run(folder)
-    known = [*MODELS, *DETECTORS, *SEGMENTERS, *PROMPTED, *LANGUAGE]
+    known = [*MODELS, *DETECTORS, *SEGMENTERS, *PROMPTED, *LANGUAGE, *MAES]
     if name in known:
         return _published(name, init.partition(":")[2] or None, model)
     if not folder.path.exists() and len(Path(name).parts) == 1:
@@ -108,6 +112,10 @@ def _run(folder: RunFolder) -> Start:
         from eqvision.evaluate_masked import load_masked_run  # likewise
 
         run = load_masked_run(folder.path)
+    elif isinstance(config, OpenVocabularyConfig):
+        from eqvision.predict_queried import load_open_vocabulary_run  # likewise
+
+        run = load_open_vocabulary_run(folder.path)
     elif isinstance(config, ContrastiveConfig):
         from eqvision.predict_pairs import load_contrastive_run  # likewise
 
@@ -121,19 +129,22 @@ def _published(name: str, source: str | None, model: Any) -> Start:
     from eqvision.pretrained.assemble import Sizes
     from eqvision.pretrained.load import read_model  # all layouts are behind it
 
-    if (name in LANGUAGE) != isinstance(model, Clip):
+    if (name in LANGUAGE) != isinstance(model, (Clip, OwlViT)):
         raise _other_kind(name)
     # Where the head is not used, weights without one will do.
     tables: dict[str, Any] = {
         "contrastive": LANGUAGE,
+        "open_vocabulary": LANGUAGE,
         "classifier": MODELS,
         "detector": DETECTORS,
         "segmenter": SEGMENTERS,
         "prompted": PROMPTED,
+        "masked": MAES,
     }
     backbone_only = name not in tables.get(_kind(model), {})
     tower = model.image_tower if isinstance(model, Clip) else model.backbone
-    sizes = Sizes(num_classes=1 if backbone_only else None, in_channels=tower.in_channels)
+    classes = 1 if backbone_only and name not in MAES else None
+    sizes = Sizes(num_classes=classes, in_channels=tower.in_channels)
     loaded = read_model(name, source, sizes)
     return Start(loaded.model, loaded.state, name, f"published weights of {name}, {loaded.path}")
 
@@ -153,6 +164,7 @@ HEADS = {
     "prompted": re.compile(r"(?!)"),  # nothing does
     "masked": re.compile(r"(?!)"),
     "contrastive": re.compile(r"(?!)"),
+    "open_vocabulary": re.compile(r"head\.|merge_norm\."),  # CLIP has none, and the first version no objectness
 }
 
 
@@ -165,13 +177,16 @@ def _kind(model: Any) -> str:
         return "masked"
     if isinstance(model, Clip):
         return "contrastive"
+    if isinstance(model, OwlViT):
+        return "open_vocabulary"
     return "segmenter" if isinstance(model, (Segmenter, UNet)) else "detector"
 
 
 def _kinds(old: Any, new: Any) -> _Kinds:
-    if isinstance(old, Clip) != isinstance(new, Clip):
+    towers = isinstance(new, OwlViT) and isinstance(old, (Clip, OwlViT))
+    if not towers and {type(old), type(new)} & {Clip, OwlViT} and type(old) is not type(new):
         raise _other_kind(type(old).__name__)
-    return _Kinds(_kind(old) != _kind(new), HEADS[_kind(new)])
+    return _Kinds(_kind(old) != _kind(new) and not towers, HEADS[_kind(new)])
 
 
 def _other_kind(what: str) -> CheckpointError:
@@ -201,7 +216,7 @@ def _copied(old: Leaves, new: Leaves, kinds: _Kinds, notes: list[str], what: str
 def _as_learned(model: Any, old: Leaves, new: Leaves, notes: list[str]) -> Leaves:
     """The leaves of ``model`` as a fine-tuned ViT has them, where it differs from the one that was pre-trained: learned
     positions in place of a fixed table, and the final norm behind the pooling, where it is fresh."""
-    table, name = getattr(model.backbone, "position", None), "backbone.position.weight"
+    table, name = getattr(getattr(model, "backbone", None), "position", None), "backbone.position.weight"
     if isinstance(table, SinCos2D) and name in new and name not in old:
         notes.append(f"  {name}: the fixed sin-cos table, which trains from here")
         old = old | {name: table((new[name].shape[0], new[name].shape[1]))}
@@ -212,6 +227,21 @@ def _as_learned(model: Any, old: Leaves, new: Leaves, notes: list[str]) -> Leave
         notes.append("  backbone.norm: left out; the norm is behind the pooling here")
         old = {name: leaf for name, leaf in old.items() if name not in norm}
     return old
+
+
+def _as_towers(model: Any, wanted: Any, old: Leaves, new: Leaves, notes: list[str]) -> Leaves:
+    """The leaves of a CLIP by the names of an open-vocabulary detector's towers; positions of texts are cut to those
+    that it has."""
+    if not (isinstance(model, Clip) and isinstance(wanted, OwlViT)):
+        return old
+    parts = {"image_tower.": "backbone.", "text_tower.": "text_tower.", "text_head.": "text_head."}
+    pairs = [(ours, theirs, name) for theirs, ours in parts.items() for name in old if name.startswith(theirs)]
+    found = {ours + name.removeprefix(theirs): old[name] for ours, theirs, name in pairs}
+    positions = "text_tower.position.weight"
+    if len(found[positions]) > len(new[positions]):
+        notes.append(f"  {positions}: the first {len(new[positions])} of {len(found[positions])}")
+        found[positions] = found[positions][: len(new[positions])]
+    return found
 
 
 def _renamed_statistics(old: Leaves, new: Leaves) -> Leaves:

@@ -39,6 +39,32 @@ def describe(name: str, *, image_size: int = 224, num_classes: int | None = None
     return "\n".join([head, *_lines(model, state, images, _inputs(name, images))])
 
 
+def describe_language(
+    name: str, *, image_size: int | None = None, num_classes: int | None = None, in_channels: int | None = None
+) -> str:
+    """Parameters by part of a model whose cost depends on more than the size of images: a text, or what is masked.
+
+    Raises UnknownNameError, and ValueError for a size that the model does not have.
+    """
+    model, _ = eqx.filter_eval_shape(
+        lambda: create(
+            name, image_size=image_size, num_classes=num_classes, in_channels=in_channels, key=jax.random.key(0)
+        )
+    )
+    return "\n".join([name, *_size_lines(model)])
+
+
+def _size_lines(model: Any) -> list[str]:
+    """Parameters, all of them and by part."""
+    parts = _parts(model)
+    total = sum(parts.values())
+    return [
+        f"  parameters      {total:,} ({total * 4 / 1e6:.1f} MB in float32)",
+        "  parameters by part",
+        *(f"    {part:<28}{size:>14,}" for part, size in parts.items()),
+    ]
+
+
 def usual_image_size(name: str) -> int:
     """What is described where no size is asked for: that of ImageNet, or the one that a model with prompts is for."""
     return inspect.signature(row_of(name)).parameters["image_size"].default if name in PROMPTED else 224
@@ -90,13 +116,7 @@ def _problem_lines(config: RunConfig) -> list[str]:
     """Of a run whose problem alone knows what its model takes; its data are looked at for that."""
     problem = make_problem(config)
     model, _ = eqx.filter_eval_shape(problem.build)
-    parts = _parts(model)
-    return [
-        f"  parameters      {sum(parts.values()):,} ({sum(parts.values()) * 4 / 1e6:.1f} MB in float32)",
-        f"  multiply-adds   {problem.forward_macs() / 1e9:.3f} G for one example",
-        "  parameters by part",
-        *(f"    {part:<28}{size:>14,}" for part, size in parts.items()),
-    ]
+    return [f"  multiply-adds   {problem.forward_macs() / 1e9:.3f} G for one example", *_size_lines(model)]
 
 
 def _build(config: TrainConfig | DetectionConfig | SegmentationConfig, num_classes: int) -> tuple[Any, eqx.nn.State]:

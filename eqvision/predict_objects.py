@@ -239,15 +239,33 @@ def file_mask(
 
 def draw_found(run: DetectorRun, found: FoundObjects, out: Path) -> Path:
     """The image with its objects, as PNG in the folder ``out``; small images are enlarged."""
+    return draw_named(found, run.class_names, out)
+
+
+def draw_named(found: FoundObjects, class_names: tuple[str, ...], out: Path) -> Path:
+    """``draw_found`` with a name for each label."""
     from PIL import Image
 
     masks = None if found.masks is None else DecodedMasks(found.masks, found.size)
     objects = DrawnObjects(found.boxes, found.labels, found.scores, masks)
-    drawn = draw_objects(decode_image(found.path), objects, run.class_names)
+    drawn = draw_objects(decode_image(found.path), objects, class_names)
     out.mkdir(parents=True, exist_ok=True)
     target = free_name(out, found.path.stem)
     Image.fromarray(drawn).save(target)
     return target
+
+
+def describe_found(found: FoundObjects, threshold: float | int, picture: Path) -> str:
+    """A line for the image and one for each object: class, score, box."""
+    count = len(found.names)
+    best = "" if count else f" (the best has {found.best:.3f})"
+    head = f"{found.path}: {count} object{'s' * (count != 1)} of score {threshold:g} or more{best}  -> {picture}"
+    width = max(map(len, found.names), default=0)
+    lines = [
+        f"  {name:<{width}}  {score:.3f}  xyxy {' '.join(f'{side:.1f}' for side in box)}"
+        for name, score, box in zip(found.names, found.scores, found.boxes, strict=True)
+    ]
+    return "\n".join([head, *lines])
 
 
 def coco_results(run: DetectorRun, found: Sequence[FoundObjects]) -> list[dict[str, Any]]:

@@ -17,8 +17,10 @@ import yaml
 from eqvision.recipes import (
     ContrastiveConfig,
     DetectionConfig,
+    GlueConfig,
     LanguageConfig,
     MaskedConfig,
+    OpenVocabularyConfig,
     PromptedConfig,
     RunConfig,
     SegmentationConfig,
@@ -57,8 +59,10 @@ KINDS: dict[str, Any] = {
     "segmentation": SegmentationConfig,
     "prompted": PromptedConfig,
     "contrastive": ContrastiveConfig,
+    "open_vocabulary": OpenVocabularyConfig,
     "masked": MaskedConfig,
     "language": LanguageConfig,
+    "glue": GlueConfig,
 }
 # What a run of each kind trains, in words for messages.
 TRAINED = {
@@ -67,8 +71,10 @@ TRAINED = {
     "segmentation": "segmenter",
     "prompted": "model with prompts",
     "contrastive": "model of images and text",
+    "open_vocabulary": "open-vocabulary detector",
     "masked": "masked autoencoder",
     "language": "language model",
+    "glue": "classifier of texts",
 }
 
 
@@ -151,6 +157,8 @@ class RunFolder:
         if isinstance(config, TrainConfig):
             return config
         wanted = "runs of image classifiers; eqvision predict, eval and replay take every kind of run"
+        if isinstance(config, LanguageConfig):
+            wanted = "runs of image classifiers; eqvision eval, info and replay take it"
         if isinstance(config, MaskedConfig):
             wanted = "runs of image classifiers; eqvision eval and replay take it, and train RECIPE --init its encoder"
         raise self.refusal(config, wanted)
@@ -189,6 +197,13 @@ class RunFolder:
         if isinstance(config, MaskedConfig):
             return config
         raise self.refusal(config, "masked autoencoders")
+
+    def open_vocabulary(self) -> OpenVocabularyConfig:
+        """The configuration of an open-vocabulary detector's run. Raises RunFolderError for a run of another kind."""
+        config = self.config()
+        if isinstance(config, OpenVocabularyConfig):
+            return config
+        raise self.refusal(config, "open-vocabulary detectors")
 
     def refusal(self, config: RunConfig, wanted: str) -> RunFolderError:
         """The error to raise where a run of another kind is ``wanted``."""

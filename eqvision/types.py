@@ -332,9 +332,9 @@ class QueriedPredictions(NamedTuple):
     """What an open-vocabulary detector says at each of ``n`` places of its grid.
 
     ``logits`` are of an object of each query being there, far below 0 for queries that ask for nothing.
-    ``boxes_cxcywh`` are in [0, 1] of the whole image of the batch, its padding included. ``embeddings`` are what queries
-    are compared with: made of another image, they can be queries themselves. ``objectness``: logits of any object at
-    all, or None.
+    ``boxes_cxcywh`` are in [0, 1] of the whole image of the batch, its padding included. ``embeddings`` are what
+    queries are compared with: made of another image, they can be queries themselves. ``objectness``: logits of any
+    object at all, or None.
     """
 
     logits: Float[Array, "b n q"]
@@ -360,5 +360,18 @@ class QueriedBatch(NamedTuple):
     size: Int[Array, "b 2"]
     queries: TextTokens
     targets: QueriedTargets
+    weights: Float[Array, " b"]
+    indices: Int[Array, " b"]
+
+
+class LabelledTextBatch(NamedTuple):
+    """One batch (numpy on the host, jax on the device) of texts, or pairs of texts, with a class or a value of each.
+
+    ``labels`` are class indices, or real values. ``weights`` and ``indices`` are those of ``ClassificationBatch``: 0
+    and -1 on rows that only pad the batch.
+    """
+
+    text: TextTokens
+    labels: Num[Array, " b"]
     weights: Float[Array, " b"]
     indices: Int[Array, " b"]

@@ -3,14 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
-
-from eqvision.data import Source
-from eqvision.data.detection import DetectionSource
 
 WORDS = {"grad_norm": "norm of the gradient"}
 
@@ -19,11 +17,18 @@ class DivergedError(RuntimeError):
     """The loss or its gradient is not finite."""
 
 
+@runtime_checkable
+class Described(Protocol):
+    """A source of any kind of work: it names its examples."""
+
+    def describe(self, index: int) -> str: ...
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """What a row or a message needs to know of the run."""
 
-    source: Source | DetectionSource
+    source: Described
     schedule: optax.Schedule
     per_epoch: int
     folder: Path

@@ -42,6 +42,7 @@ from eqvision.detectors import (
 from eqvision.layers import Implementation, Remat
 from eqvision.models import Model
 from eqvision.names import nearest
+from eqvision.pretraining import MAES
 from eqvision.segmenters import (
     deeplabv3_resnet,
     deeplabv3plus_resnet,
@@ -54,7 +55,7 @@ from eqvision.segmenters import (
     vit_segmenter,
 )
 from eqvision.segmenters.sam import prompted_sam, sam_small
-from eqvision.zoo_language import LANGUAGE, language_builder
+from eqvision.zoo_language import LANGUAGE, language_builder, sized_builder
 
 # What google-research/vision_transformer and big_vision do otherwise than timm.
 augreg = partial(vit_classifier, activation="gelu_tanh", zero_head=True)
@@ -96,6 +97,7 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "vit_betwixt16_reg4_mean": partial(gap, "betwixt", 16, num_registers=4, layer_scale=1e-5),
     "vit_m16_mean": partial(vit_classifier, "m", 16, pool="mean", use_qkv_bias=False, layer_scale=1e-6),
     "vit_h14_mean": partial(vit_classifier, "h", 14, pool="mean"),
+    "vit_xs4_mae": partial(gap, "xs", 4, class_token=True),  # fine-tuned from mae_vit_xs4
     "vit_b16_mae": partial(gap, "b", 16, class_token=True),
     "vit_l16_mae": partial(gap, "l", 16, class_token=True),
     "vit_h14_mae": partial(gap, "h", 14, class_token=True),
@@ -274,7 +276,7 @@ PROMPTED: dict[str, Callable[..., Model]] = {
     "sam_small": partial(sam_small),
 }
 
-Kind = Literal["classifier", "detector", "segmenter", "prompted", "language"]
+Kind = Literal["classifier", "detector", "segmenter", "prompted", "language", "masked"]
 
 TABLES: dict[str, dict[str, Callable[..., Any]]] = {
     "classifier": MODELS,
@@ -282,6 +284,7 @@ TABLES: dict[str, dict[str, Callable[..., Any]]] = {
     "segmenter": SEGMENTERS,
     "prompted": PROMPTED,
     "language": LANGUAGE,
+    "masked": MAES,
 }
 
 
@@ -360,6 +363,11 @@ def require_classifier(name: str) -> None:
         )
     if name in LANGUAGE:
         raise ValueError(f"model {name!r} works with text, and this takes image classifiers (eqvision list)")
+    if name in MAES:
+        raise ValueError(
+            f"model {name!r} is a masked autoencoder, and this takes image classifiers; docs/pretraining.md says how "
+            "one becomes the other"
+        )
 
 
 def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
@@ -369,6 +377,8 @@ def builder(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     """
     if name in LANGUAGE:
         return language_builder(name, options)
+    if name in MAES:
+        return sized_builder(name, MAES[name], options)
     row = row_of(name)
     accepted = inspect.signature(row).parameters
     for option in options:

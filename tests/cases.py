@@ -114,6 +114,7 @@ CASES = (
     Case("resnet56_cifar", 32, 0.85, 0.12575, maps(32, 16, 3), HE, num_classes=10),
     Case("resnet110_cifar", 32, 1.7, 0.25289, maps(32, 16, 3), "He et al. 2016, table 6; Lin et al. 2020", 10),
     # Of our own making, for images of 32 pixels.
+    Case("vit_xs4_mae", 32, None, None, tokens(1, 8, 128), "nothing published", num_classes=10),
     Case("vit_ti4", 32, None, None, tokens(1, 8, 192), "nothing published", num_classes=10),
     Case("vit_ti16", 224, 5.72, 1.26, tokens(1, 14, 192), TIMM),
     Case("vit_s16", 224, 22.05, 4.61, tokens(1, 14, 384), TIMM),

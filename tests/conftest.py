@@ -117,8 +117,12 @@ def rng():
 
 
 def pytest_runtest_setup(item):
-    """timm and transformers import torchvision, which needs help beside a CPU build of PyTorch."""
+    """timm and transformers import torchvision, which needs help beside a CPU build of PyTorch. One thread each: small
+    tensors gain nothing by two, and workers of pytest-xdist would wait for each other's."""
     if item.get_closest_marker("parity") is not None:
+        import torch
+
         from benchmarks.peer_models.torchvision_operators import usable_torchvision
 
+        torch.set_num_threads(1)
         usable_torchvision()

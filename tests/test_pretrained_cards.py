@@ -22,7 +22,7 @@ from eqvision.pretrained.cards.resnet import TORCHVISION
 from eqvision.pretrained.cards.text import describe_card
 from eqvision.pretrained.preprocess import card_of, known_class_names, known_preprocessing, usual_preprocessing
 from eqvision.published import evaluate_published, load_published
-from eqvision.zoo import DETECTORS, MODELS, PROMPTED, builder
+from eqvision.zoo import DETECTORS, LANGUAGE, MODELS, PROMPTED, builder
 
 DIGITS = set("0123456789abcdef")
 
@@ -430,5 +430,5 @@ def test_an_export_brings_its_preprocessing(tmp_path, capsys):
 
 
 def test_every_model_of_the_table_exists():
-    assert {card.name for card in CARDS} <= {*MODELS, *DETECTORS, *PROMPTED}
+    assert {card.name for card in CARDS} <= {*MODELS, *DETECTORS, *PROMPTED, *LANGUAGE}
     assert isinstance(CARDS[0], Card)

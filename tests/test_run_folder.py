@@ -16,11 +16,15 @@ import eqvision.train as train_module
 from eqvision import list_models
 from eqvision.mesh import make_mesh
 from eqvision.optim import make_schedule
+from eqvision.pretraining import MAES
 from eqvision.recipes import (
     RECIPES,
     DataConfig,
     DetectionConfig,
     LoopConfig,
+    MaskedConfig,
+    PromptedConfig,
+    SegmentationConfig,
     TrainConfig,
     difference,
     from_dict,
@@ -280,9 +284,11 @@ def test_recipes_build_and_say_how_to_run_them(name):
     if isinstance(config, TrainConfig):
         assert config.model.name in list_models()
         make_task(config.task.kind, config.task.loss, config.task.label_smoothing)
+    elif isinstance(config, MaskedConfig):
+        assert config.model.name in MAES
     else:
-        kind = "detector" if isinstance(config, DetectionConfig) else "segmenter"
-        assert config.model.name in list_models(kind=kind)
+        kinds = {DetectionConfig: "detector", SegmentationConfig: "segmenter", PromptedConfig: "prompted"}
+        assert config.model.name in list_models(kind=kinds.get(type(config), "language"))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, 1000)
     assert float(schedule(config.schedule.warmup_steps)) == pytest.approx(config.optimizer.learning_rate)
     assert re.search(rf"^ *Command: eqvision train {name}\b", RECIPES[name].__doc__, re.MULTILINE)

@@ -1,5 +1,6 @@
 """Host transforms against Pillow and against what their papers say."""
 
+import io
 import pickle
 
 import jax
@@ -16,6 +17,7 @@ from eqvision.data import (
     INTERPOLATIONS,
     TRAIN_TRANSFORMS,
     center_crop,
+    encoded_train_transform,
     eval_transform,
     normalize,
     pad_and_crop,
@@ -152,3 +154,28 @@ def test_normalize(mean, std):
 def test_normalize_does_not_broadcast_grey_to_colour():
     with pytest.raises(ValueError, match="mean has 3 values but the images have 1 channels"):
         normalize(noise((2, 4, 4, 1)), IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.mark.parametrize("decoder", ["pixels", "pillow"])
+def test_crops_have_the_share_of_the_area_that_is_asked_for(decoder, rng):
+    """A white frame of 4 pixels around black: the smaller the crop, the less of it is seen."""
+    image = np.full((64, 64, 3), 255, np.uint8)
+    image[4:60, 4:60] = 0
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+
+    def white(*scale):
+        if decoder == "pixels":
+            crops = [train_transform("imagenet", 16, crop_scale=scale)(image, rng) for _ in range(40)]
+        else:
+            read = encoded_train_transform("imagenet", 16, crop_scale=scale).from_encoded
+            crops = [read(file.getvalue(), "x", rng) for _ in range(40)]
+        return np.mean(crops)
+
+    assert white(0.05, 0.1) < white(0.3, 0.4) < white(0.9, 1.0)
+
+
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (0.5, 0.2), (0.5, 1.5)])
+def test_shares_that_are_none_are_refused(scale):
+    with pytest.raises(ValueError, match=rf"data\.crop_scale {scale[0]:g} {scale[1]:g}: expected .* such as 0\.2 1"):
+        train_transform("imagenet", 16, crop_scale=scale)

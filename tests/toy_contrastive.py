@@ -30,7 +30,6 @@ from eqvision.zoo_language import LANGUAGE
 VISION, TEXT = ViTSize(16, 1, 2, 32), TextSize(16, 1, 2, 32)
 TOYS = {
     "toy_clip": partial(clip_vit, ClipViTSize(VISION, 4, 8, TEXT, 8)),
-    "toy_clip_dropout": partial(clip_vit, ClipViTSize(VISION, 4, 8, TEXT, 8), dropout=0.2),
     "toy_siglip": partial(siglip, SiglipSize(VISION, 4, 8, TEXT)),
 }
 LOSSES = {"toy_siglip": "sigmoid"}

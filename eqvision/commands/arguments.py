@@ -85,9 +85,9 @@ def _with_file(config: "RunConfig", file: Path) -> "RunConfig":
 def is_model(source: Path) -> bool:
     """Whether the argument is a name of the zoo and no run folder. Exits with code 2 where it is neither: a path with
     one part that does not exist, which may be a misspelt name."""
-    from eqvision.zoo import DETECTORS, MODELS, PROMPTED, SEGMENTERS
+    from eqvision.zoo import TABLES
 
-    name, known = str(source), [*MODELS, *DETECTORS, *SEGMENTERS, *PROMPTED]
+    name, known = str(source), [name for table in TABLES.values() for name in table]
     if name in known:
         return not (source / "config.yaml").exists()
     if not source.exists() and len(source.parts) == 1:

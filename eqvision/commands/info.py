@@ -38,20 +38,25 @@ def run(arguments: list[str]) -> None:
 
         print(describe_run(options.model))
         return
-    from eqvision.info import describe, usual_image_size
     from eqvision.pretrained.cards import cards
     from eqvision.pretrained.cards.text import describe_card
 
-    print(
-        describe(
-            options.model,
-            image_size=options.image_size or usual_image_size(options.model),
-            num_classes=options.num_classes,
-            in_channels=options.in_channels or 3,
-        )
-    )
+    print(_described(options))
     for card in cards(options.model):
         print(describe_card(card))
+
+
+def _described(options: InfoOptions) -> str:
+    from eqvision.info import describe, describe_language, usual_image_size
+    from eqvision.zoo import LANGUAGE, MAES
+
+    name, classes = options.model, options.num_classes
+    if name in LANGUAGE or name in MAES:
+        return describe_language(
+            name, image_size=options.image_size, num_classes=classes, in_channels=options.in_channels
+        )
+    size = options.image_size or usual_image_size(name)
+    return describe(name, image_size=size, num_classes=classes, in_channels=options.in_channels or 3)
 
 
 def _is_run(path: Path) -> bool:

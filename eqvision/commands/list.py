@@ -16,8 +16,8 @@ class ListOptions:
     """Shell pattern, quoted: 'vit*'."""
     pretrained: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """A table of published weights; the first of each model is what --weights and eqvision.load take by default."""
-    kind: Literal["classifier", "detector", "segmenter", "prompted"] = "classifier"
-    """Which models."""
+    kind: Literal["classifier", "detector", "segmenter", "prompted", "language", "masked"] = "classifier"
+    """Which models; language: of text, and of text and images; masked: masked autoencoders."""
 
 
 def run(arguments: list[str]) -> None:
@@ -26,7 +26,12 @@ def run(arguments: list[str]) -> None:
 
     names = list_models(options.pattern, kind=options.kind)
     if not names:
-        what = {"classifier": "model", "prompted": "prompted model"}.get(options.kind, options.kind)
+        what = {
+            "classifier": "model",
+            "prompted": "prompted model",
+            "language": "model of text",
+            "masked": "masked model",
+        }.get(options.kind, options.kind)
         fail(unknown(what, options.pattern, list_models(kind=options.kind)))
     print(_table(options.pattern, names) if options.pretrained else "\n".join(names))
 
@@ -38,6 +43,6 @@ def _table(pattern: str, names: list[str]) -> str:
 
     found = [card for card in cards(pattern) if card.name in names]
     if not found:
-        kinds = "eqvision list --pretrained [--kind detector|prompted]"
+        kinds = "eqvision list --pretrained [--kind detector|prompted|language|masked]"
         fail(f"no published weights of {pattern!r} are known; all: {kinds}")
     return table(found)

@@ -15,11 +15,13 @@ from eqvision.commands.arguments import (
     refuse_options,
     refuse_weights_options,
 )
+from eqvision.commands.named import is_clip_run, name_images
 from eqvision.commands.prompted import draw_masks, is_prompted, refuse_prompts
+from eqvision.commands.queried import find_named, is_open_vocabulary
 
 if TYPE_CHECKING:
     from eqvision.predict import Run
-    from eqvision.predict_objects import DetectorRun, FoundObjects
+    from eqvision.predict_objects import DetectorRun
     from eqvision.predict_pixels import LabelledImage
 
 
@@ -60,6 +62,10 @@ class PredictOptions:
     """Model with prompts only: X Y LABEL of each point, in pixels; label 1 inside the object, 0 outside."""
     prompt_box: tuple[float, float, float, float] | None = None
     """Model with prompts only: X1 Y1 X2 Y2 of a box around the object, in pixels."""
+    queries: tuple[str, ...] = ()
+    """Run of an open-vocabulary detector: what to look for, a text for each, and the least score is then 0.2 unless
+    --threshold says otherwise. Run of a model of images and text: names of what may be in the images. Default for both
+    are the names of the run's classes."""
     masks: Literal["auto", "three", "best", "one"] | None = None
     """Model with prompts only: three masks, the best of them, or the model's one for prompts that mean one thing;
     auto, the default, gives three for a single point."""
@@ -78,6 +84,18 @@ def run(arguments: list[str]) -> None:
         fail("name at least one image: eqvision predict RUN_OR_MODEL IMAGE...")
     if options.batch_size is not None and options.batch_size < 1:
         fail(f"--batch-size {options.batch_size}; expected 1 or more")
+    if is_open_vocabulary(options.run):
+        _refuse_windows(options)
+        find_named(options)
+        return
+    if is_clip_run(options.run):
+        _refuse_windows(options)
+        name_images(options)
+        return
+    refuse_options(
+        {"--queries": " ".join(options.queries) or None},
+        f"is for runs of open-vocabulary detectors and of models of images and text, and {options.run} is none",
+    )
     if is_prompted(options.run):
         _refuse_windows(options)
         draw_masks(options)
@@ -119,14 +137,14 @@ def _label(options: PredictOptions) -> None:
 
 
 def _find(options: PredictOptions) -> None:
-    from eqvision.predict_objects import THRESHOLD, draw_found, find_objects, write_results
+    from eqvision.predict_objects import THRESHOLD, describe_found, draw_found, find_objects, write_results
 
     threshold = THRESHOLD if options.threshold is None else options.threshold
     loaded, out = _detector(options), _folder(options)
     images, size = list(options.images), options.batch_size
     found = find_objects(loaded, images, threshold=threshold, top=options.top, batch_size=size)
     for each in found:
-        print(_text(each, threshold, draw_found(loaded, each, out)))
+        print(describe_found(each, threshold, draw_found(loaded, each, out)))
     if options.json is not None:
         print(f"COCO results of {len(found)} images -> {write_results(loaded, found, options.json)}")
 
@@ -160,19 +178,6 @@ def _shares(labelled: "LabelledImage", names: tuple[str, ...], picture: Path, la
     head = f"{labelled.path}: {height}x{width}, {len(order)} of {len(names)} classes  -> {picture} {labels}"
     longest = max(len(names[k]) for k in order)
     return "\n".join([head, *(f"  {names[k]:<{longest}}  {labelled.shares[k]:6.1%}" for k in order)])
-
-
-def _text(found: "FoundObjects", threshold: float, picture: Path) -> str:
-    """A line for the image and one for each object: class, score, box."""
-    count = len(found.names)
-    best = "" if count else f" (the best has {found.best:.3f})"
-    head = f"{found.path}: {count} object{'s' * (count != 1)} of score {threshold:g} or more{best}  -> {picture}"
-    width = max(map(len, found.names), default=0)
-    lines = [
-        f"  {name:<{width}}  {score:.3f}  xyxy {' '.join(f'{side:.1f}' for side in box)}"
-        for name, score, box in zip(found.names, found.scores, found.boxes, strict=True)
-    ]
-    return "\n".join([head, *lines])
 
 
 def _classifier(options: PredictOptions) -> "Run":

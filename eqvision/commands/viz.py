@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from eqvision.commands.arguments import fail, parse, parse_recipe, unknown
-from eqvision.recipes import DetectionConfig, PromptedConfig, SegmentationConfig, TrainConfig
+from eqvision.recipes import DetectionConfig, MaskedConfig, PromptedConfig, SegmentationConfig, TrainConfig
 from eqvision.run_folder import model_kind
 
 USAGE = """usage: eqvision viz data RECIPE [options of train] [--out FILE.png] [--step 1] [--count N]
@@ -60,6 +60,10 @@ def draw_data(arguments: list[str]) -> None:
         print(_draw_pixels(config, path, rest[0], given.step, given.count))
     elif isinstance(config, TrainConfig):
         print(_draw_labels(config, path, rest[0], given.step, given.count))
+    elif isinstance(config, MaskedConfig):
+        from eqvision.problems.masked_image import as_classification
+
+        print(_draw_labels(as_classification(config), path, rest[0], given.step, given.count))
     else:
         fail(f"{rest[0]} trains a {model_kind(config)}, and there are no pictures of its batches")
 

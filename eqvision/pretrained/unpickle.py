@@ -17,7 +17,6 @@ import numpy as np
 
 from eqvision.pretrained.tree import Leaf, Pending
 
-
 SCRIPTED = "__torch__"  # where TorchScript keeps its classes; no such module can be imported
 
 

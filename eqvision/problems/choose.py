@@ -3,16 +3,20 @@
 from eqvision.problems.classification import classification_problem
 from eqvision.problems.contrastive import contrastive_problem
 from eqvision.problems.detection import detection_problem
+from eqvision.problems.glue import glue_problem
 from eqvision.problems.language import language_problem
 from eqvision.problems.masked_image import masked_problem
+from eqvision.problems.open_vocabulary import open_vocabulary_problem
 from eqvision.problems.problem import Problem
 from eqvision.problems.prompted import prompted_problem
 from eqvision.problems.segmentation import segmentation_problem
 from eqvision.recipes import (
     ContrastiveConfig,
     DetectionConfig,
+    GlueConfig,
     LanguageConfig,
     MaskedConfig,
+    OpenVocabularyConfig,
     PromptedConfig,
     RunConfig,
     SegmentationConfig,
@@ -33,4 +37,8 @@ def make_problem(config: RunConfig) -> Problem:
         return masked_problem(config)
     if isinstance(config, LanguageConfig):
         return language_problem(config)
+    if isinstance(config, GlueConfig):
+        return glue_problem(config)
+    if isinstance(config, OpenVocabularyConfig):
+        return open_vocabulary_problem(config)
     return classification_problem(config)

@@ -25,6 +25,7 @@ from eqvision.problems.contrastive_data import (
     load_pairs,
     load_run_tokenizer,
     load_zero_shot,
+    templates_of,
 )
 from eqvision.problems.contrastive_evaluator import ContrastiveEvaluation, ContrastiveEvaluator
 from eqvision.recipes.contrastive_config import ContrastiveConfig
@@ -170,9 +171,9 @@ def _options(config: ContrastiveConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def require_clip(name: str) -> None:
-    """Raise UnknownNameError for a name that no model has, ValueError for what is no model of images and text."""
-    known = [other for other in LANGUAGE if "image_size" in inspect.signature(LANGUAGE[other]).parameters]
-    if name in LANGUAGE and "vocab_size" in inspect.signature(LANGUAGE[name]).parameters and name in known:
+    """Raise UnknownNameError for a name that no model has, ValueError for what is no CLIP or SigLIP."""
+    known = [other for other, row in LANGUAGE.items() if inspect.signature(row).return_annotation is Clip]
+    if name in known:
         return
     from eqvision.zoo import DETECTORS, MODELS, PROMPTED, SEGMENTERS
 
@@ -193,6 +194,7 @@ def contrastive_problem(config: ContrastiveConfig) -> Contrastive:
     _check(config)
     check_splits(config.data)
     image_plan(config)
+    templates_of(config.data)
     channels = config.model.in_channels
     source = load_pairs(config.data, channels, config.data.train_split)
     test_source = load_pairs(config.data, channels, config.data.test_split)

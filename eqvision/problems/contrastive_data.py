@@ -3,6 +3,7 @@
 import functools
 import itertools
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +21,11 @@ from eqvision.data.text import Tokenizer, clip_bpe, load_tokenizer, train_bpe, t
 from eqvision.data.text import unigram as unigram_file
 from eqvision.data.text import wordpiece as wordpiece_file
 from eqvision.data.transforms import INTERPOLATIONS, EvalTransform, TrainTransform
+from eqvision.multimodal import PHOTOS, check_templates, read_templates
 from eqvision.names import nearest
 from eqvision.recipes.contrastive_config import ContrastiveConfig, PairsDataConfig, TokenizerConfig
+from eqvision.run_folder import RunFolder
 
-PHOTO_TEMPLATES = ("a photo of a {}.",)
 KEPT = "tokenizer.json"
 MOST_COUNTED = 20_000  # captions whose length is looked at before training
 
@@ -55,10 +57,16 @@ def load_zero_shot(data: PairsDataConfig, in_channels: int) -> ImageFolder | Non
 
 
 def templates_of(data: PairsDataConfig) -> tuple[str, ...]:
-    """The sentences that classes are asked for with."""
+    """The sentences that classes are asked for with. Raises ValueError for two lists of them, and as
+    ``read_templates`` and ``check_templates`` do."""
+    if data.templates and data.templates_file:
+        raise ValueError("--data.templates and --data.templates-file are both given; leave one of them out")
+    if data.templates_file:
+        return read_templates(data.templates_file)
     if data.templates:
+        check_templates(data.templates)
         return data.templates
-    return DIGIT_TEMPLATES if data.kind == "digits" and not data.zero_shot_path else PHOTO_TEMPLATES
+    return DIGIT_TEMPLATES if data.kind == "digits" and not data.zero_shot_path else PHOTOS
 
 
 def check_splits(data: PairsDataConfig) -> None:
@@ -86,12 +94,13 @@ def load_run_tokenizer(config: ContrastiveConfig, source: PairSource) -> Tokeniz
     """What the run folder keeps, else the vocabulary that the configuration names, else one of the captions.
 
     Says on stderr how many captions are longer than the model's context. Raises ValueError for a context that holds no
-    text, and what tokenizers raise.
+    text and for parameters to begin with that are of another vocabulary, and what tokenizers raise.
     """
     kept, length = Path(config.out, KEPT), config.model.length
     if config.out and kept.exists():
         return load_tokenizer(kept, pad=config.tokenizer.pad or None)
     tokenizer = make_tokenizer(config.tokenizer, source)
+    _check_start(config, tokenizer)
     try:
         tokenizer.encode_batch(source.captions(0)[:1], length)
     except ValueError as error:
@@ -100,9 +109,35 @@ def load_run_tokenizer(config: ContrastiveConfig, source: PairSource) -> Tokeniz
     return tokenizer
 
 
+def _check_start(config: ContrastiveConfig, tokenizer: Tokenizer) -> None:
+    """Raise ValueError where a run begins with parameters that were trained with another vocabulary: their numbers of
+    words would mean others, in silence where both have as many."""
+    if not config.init:
+        return
+    folder = RunFolder(config.init)
+    if not folder.config_file.exists():
+        if not config.tokenizer.path:
+            raise ValueError(
+                f"--init {config.init} needs the vocabulary that belongs to these weights, and not one made of the "
+                "captions: --tokenizer.path FILE, with --tokenizer.kind"
+            )
+        return
+    kept = folder.path / KEPT
+    if kept.exists() and load_tokenizer(kept).to_json() != tokenizer.to_json():
+        raise ValueError(
+            f"--init {config.init} was trained with another vocabulary than this run has: give it with "
+            f"--tokenizer.path {config.init}"
+        )
+
+
 def make_tokenizer(options: TokenizerConfig, source: PairSource) -> Tokenizer:
-    """From a file or from the captions of ``source``. Raises ValueError for a token to pad with that does not exist,
-    and for a size without room."""
+    """From a file or from the captions of ``source``. Raises as ``tokenizer_of``."""
+    return tokenizer_of(options, all_captions(source))
+
+
+def tokenizer_of(options: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """From a file or from ``texts``. Raises ValueError for a token to pad with that does not exist, and for a size
+    without room."""
     if options.path:
         pad = options.pad or None
         if options.kind == "wordpiece":
@@ -114,7 +149,7 @@ def make_tokenizer(options: TokenizerConfig, source: PairSource) -> Tokenizer:
             "leave it out"
         )
     train = {"clip_bpe": train_bpe, "wordpiece": train_wordpiece, "unigram": _train_unigram}[options.kind]
-    return train(all_captions(source), options.size)
+    return train(texts, options.size)
 
 
 def _train_unigram(texts, size: int) -> Tokenizer:

@@ -73,7 +73,8 @@ class DetectionEvaluator:
     ) -> DetectionEvaluation:
         """Raises StoppedEvaluation as soon as ``stop()`` says so."""
         source, sums = self._problem.test_source, {}
-        coco = CocoMetric(source.class_names, masks=self._problem.paste is not None)
+        masks = self._problem.paste is not None
+        coco = CocoMetric(source.class_names, masks=masks, frequencies=lvis_frequencies(source))
         wanted = set(np.linspace(0, len(source) - 1, min(NUM_SAMPLES, len(source))).round().astype(int).tolist())
         samples = []
         with device_feed(self._problem.evaluation_stream(), NamedSharding(self._mesh, BATCH)) as feed:
@@ -106,13 +107,31 @@ class DetectionEvaluator:
         self, coco: CocoMetric, index: int, truth: Annotations, found: Detections, size: tuple[int, int]
     ) -> None:
         """One image of ``size``; ``found`` are its rows."""
-        paste, classes = self._problem.paste, len(self._problem.test_source.class_names)
-        masks = None if paste is None else self._problem.test_source.truth_masks(index)
-        coco.add_truth(index, truth.boxes, truth.labels, area=truth.area, crowd=truth.iscrowd, masks=masks)
+        source, paste = self._problem.test_source, self._problem.paste
+        classes, masks = len(source.class_names), None if paste is None else source.truth_masks(index)
+        negative, not_exhaustive = source.federated(index) if lvis_frequencies(source) else ((), ())
+        coco.add_truth(
+            index,
+            truth.boxes,
+            truth.labels,
+            area=truth.area,
+            crowd=truth.iscrowd,
+            masks=masks,
+            negative=negative,
+            not_exhaustive=not_exhaustive,
+        )
         named = found.valid & (found.labels < classes)  # the head may have classes that the data has not
         named = np.asarray(named)
         boxes, scores, labels = (np.asarray(each)[named] for each in (found.boxes, found.scores, found.labels))
         coco.add_detections(index, boxes, scores, labels, masks=_pasted(found, named, size, paste))
+
+
+def lvis_frequencies(source: Any) -> tuple[str, ...] | None:
+    """Whether each class is rare, common or frequent, where the file says so (LVIS): the figures then follow the rules
+    of LVIS. None elsewhere, and where the classes are not those of the file."""
+    frequencies = getattr(getattr(source, "index", None), "frequencies", None)
+    same = frequencies is not None and len(frequencies) == len(source.class_names)
+    return frequencies if same else None
 
 
 def _pasted(

@@ -36,13 +36,22 @@ from eqvision.recipes.digits import digits
 from eqvision.recipes.digits_clip import digits_clip
 from eqvision.recipes.digits_detr import digits_detr
 from eqvision.recipes.digits_mask_rcnn import digits_mask_rcnn
+from eqvision.recipes.digits_owlvit import digits_owlvit
 from eqvision.recipes.digits_sam import digits_sam
 from eqvision.recipes.digits_segmentation import digits_segmentation
 from eqvision.recipes.folder import arrays, folder
 from eqvision.recipes.folder_mae import folder_mae
-from eqvision.recipes.imagenet_mae import imagenet_mae_b16
+from eqvision.recipes.glue_bert import glue_bert_b
+from eqvision.recipes.glue_config import GlueConfig, GlueDataConfig, GlueTokenizerConfig, TextClassifierConfig
+from eqvision.recipes.imagenet_mae import imagenet_mae_b16, imagenet_mae_b16_finetune, imagenet_mae_b16_probe
 from eqvision.recipes.instances import instances
+from eqvision.recipes.lvis_owlvit import lvis_owlvit_b16
 from eqvision.recipes.masked_config import MaskedConfig, MaskedEvalConfig, MaskedModelConfig, MaskedTaskConfig
+from eqvision.recipes.open_vocabulary_config import (
+    OpenVocabularyConfig,
+    OpenVocabularyDataConfig,
+    OpenVocabularyModelConfig,
+)
 from eqvision.recipes.pairs_clip import pairs_clip_b32, pairs_siglip_b16
 from eqvision.recipes.pets_unet import pets_unet
 from eqvision.recipes.pretrain_text import c4_t5_base, wikibooks_bert_b
@@ -65,8 +74,10 @@ RunConfig = (
     | SegmentationConfig
     | PromptedConfig
     | ContrastiveConfig
+    | OpenVocabularyConfig
     | MaskedConfig
     | LanguageConfig
+    | GlueConfig
 )
 """What the loop runs."""
 
@@ -87,14 +98,19 @@ RECIPES = {
     "digits_clip": digits_clip,
     "digits_detr": digits_detr,
     "digits_mask_rcnn": digits_mask_rcnn,
+    "digits_owlvit": digits_owlvit,
     "digits_sam": digits_sam,
     "digits_segmentation": digits_segmentation,
     "folder": folder,
     "folder_mae": folder_mae,
+    "glue_bert_b": glue_bert_b,
     "imagenet_mae_b16": imagenet_mae_b16,
+    "imagenet_mae_b16_finetune": imagenet_mae_b16_finetune,
+    "imagenet_mae_b16_probe": imagenet_mae_b16_probe,
     "instances": instances,
     "pairs_clip_b32": pairs_clip_b32,
     "pairs_siglip_b16": pairs_siglip_b16,
+    "lvis_owlvit_b16": lvis_owlvit_b16,
     "pets_unet": pets_unet,
     "sam_finetune": sam_finetune,
     "text_bert": text_bert,
@@ -115,6 +131,9 @@ __all__ = [
     "DetectorConfig",
     "DistillConfig",
     "EvalConfig",
+    "GlueConfig",
+    "GlueDataConfig",
+    "GlueTokenizerConfig",
     "LanguageConfig",
     "LanguageModelConfig",
     "LanguageTaskConfig",
@@ -126,6 +145,9 @@ __all__ = [
     "MaskedTaskConfig",
     "MeshConfig",
     "ModelConfig",
+    "OpenVocabularyConfig",
+    "OpenVocabularyDataConfig",
+    "OpenVocabularyModelConfig",
     "OptimizerConfig",
     "PairsDataConfig",
     "PromptedConfig",
@@ -137,6 +159,7 @@ __all__ = [
     "SegmentationDataConfig",
     "SegmenterConfig",
     "TaskConfig",
+    "TextClassifierConfig",
     "TextDataConfig",
     "TextTokenizerConfig",
     "TokenizerConfig",
@@ -158,13 +181,17 @@ __all__ = [
     "digits_clip",
     "digits_detr",
     "digits_mask_rcnn",
+    "digits_owlvit",
     "digits_sam",
     "digits_segmentation",
     "folder",
     "folder_mae",
     "from_dict",
     "imagenet_mae_b16",
+    "imagenet_mae_b16_finetune",
+    "imagenet_mae_b16_probe",
     "instances",
+    "lvis_owlvit_b16",
     "overlay",
     "pairs_clip_b32",
     "pairs_siglip_b16",

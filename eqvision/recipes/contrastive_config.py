@@ -92,8 +92,10 @@ class PairsDataConfig:
     zero_shot_split: str = "val"
     """Split of these."""
     templates: tuple[str, ...] = ()
-    """Sentences that classes are asked for with, `{}` for the name; empty takes CLIP's for photos, for digits two that
-    no caption has. The vectors of all sentences are averaged."""
+    """Sentences that classes are asked for with, `{}` for the name; empty takes 13 for photos, for digits two that no
+    caption has. The vectors of all sentences are averaged."""
+    templates_file: str = ""
+    """File with such sentences, one a line, in their place."""
     on_corrupt: Literal["raise", "skip"] = "raise"
     """What a corrupt image does: stop the run, or be counted and weigh nothing."""
     num_threads: int = 2

@@ -18,9 +18,9 @@ def pairs_clip_b32() -> ContrastiveConfig:
     COCO's captions. docs/image_text.md has the layouts. --data.zero-shot-path IMAGENET measures zero-shot accuracy.
     Published: 63.2 % zero-shot on ImageNet (table 11), trained on 400 million private pairs. Not run here.
     Settings: batch 32,768 for 32 epochs, Adam with decoupled weight decay 0.2, beta2 0.98, epsilon 1e-6, rate 5e-4
-    after 2,000 steps along a cosine, temperature from 0.07, scale at most 100. Token embeddings are not decayed here,
-    and random regions of 90 to 100 % of the area are open_clip's; published was a random square. The vocabulary is made
-    of the captions; --tokenizer.path FILE takes OpenAI's bpe_simple_vocab_16e6.txt.gz.
+    after 2,000 steps along a cosine, temperature from 0.07, scale at most 100. Random regions of 90 to 100 % of the
+    area are open_clip's; published was a random square. The vocabulary is made of the captions; --tokenizer.path FILE
+    takes OpenAI's bpe_simple_vocab_16e6.txt.gz.
     Fine-tuning: --init clip_vit_b32 --tokenizer.path FILE --loop.batch-size 512 --loop.epochs 5
     --optimizer.learning-rate 1e-5 --schedule.warmup-steps 100. Smaller batches have fewer texts to tell apart: the loss
     of a batch cannot be accumulated over parts.
@@ -44,10 +44,10 @@ def pairs_siglip_b16() -> ContrastiveConfig:
     scale from 10 and bias from -10. Weight decay 0.1 here is 1e-4 in big_vision, where it is not multiplied by the
     rate. The vocabulary is made of the captions; --tokenizer.path FILE takes a published one, with --tokenizer.pad
     '</s>' for SigLIP's own.
-    Fine-tuning: --init siglip_vit_b16 with its vocabulary, a smaller batch and a rate of 1e-5.
+    Fine-tuning: --init siglip_b16 with its vocabulary, a smaller batch and a rate of 1e-5.
     """
     return ContrastiveConfig(
-        model=ClipModelConfig(name="siglip_vit_b16", image_size=224, length=64),
+        model=ClipModelConfig(name="siglip_b16", image_size=224, length=64),
         task=ContrastiveLossConfig(loss="sigmoid"),
         data=PairsDataConfig(mean=(0.5,), std=(0.5,)),
         tokenizer=TokenizerConfig(kind="unigram", size=32_000),
