@@ -12,7 +12,7 @@ def folder_mae() -> MaskedConfig:
     end; `eqvision eval runs/folder_mae --evaluator linear_probe --untrained` gives those of the random encoder.
     He et al. 2022 with a ViT of 6 blocks and 128 features, patches of 4 pixels, and a decoder of 2 blocks and 64.
     Fine-tuning: eqvision train folder --init runs/folder_mae --model.name vit_xs4_mae, see docs/pretraining.md.
-    Cost and result: docs/pretraining.md.
+    Cost and result: docs/results.md.
     """
     return MaskedConfig(
         model=MaskedModelConfig(name="mae_vit_xs4", image_size=32),
@@ -22,8 +22,8 @@ def folder_mae() -> MaskedConfig:
             crop_scale=(0.2, 1.0),
             crop_fraction=1.0,
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, beta2=0.95, clip_norm=None),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, weight_decay=0.05, beta2=0.95, clip_norm=None),
         schedule=ScheduleConfig(warmup_steps=200),
-        loop=LoopConfig(epochs=50.0, batch_size=64, eval_batch_size=256, log_every=78, eval_every=780),
+        loop=LoopConfig(epochs=60.0, batch_size=128, eval_batch_size=250, log_every=39, eval_every=390),
         eval=MaskedEvalConfig(evaluators=("linear_probe", "knn")),
     )
