@@ -21,6 +21,8 @@ def folder_mae() -> MaskedConfig:
             transform="imagenet",
             crop_scale=(0.2, 1.0),
             crop_fraction=1.0,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
         ),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, weight_decay=0.05, beta2=0.95, clip_norm=None),
         schedule=ScheduleConfig(warmup_steps=200),
