@@ -55,7 +55,7 @@ def drawn(name):
 
 
 def test_names_and_cards():
-    assert eqvision.list_models("sam*", kind="prompted") == ["sam_vit_b", "sam_vit_h", "sam_vit_l"]
+    assert eqvision.list_models("sam_vit*", kind="prompted") == ["sam_vit_b", "sam_vit_h", "sam_vit_l"]
     assert eqvision.list_models(kind="prompted", pretrained=True) == ["sam_vit_b", "sam_vit_h", "sam_vit_l"]
     assert [card.layout for card in cards("sam_vit_b")] == ["official_sam", "hf_sam"]
     assert {(card.preprocessing.size, card.preprocessing.longest) for card in cards("sam*")} == {(1024, 1024)}

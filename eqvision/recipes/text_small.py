@@ -16,7 +16,8 @@ def text_bert() -> LanguageConfig:
     Command: eqvision train text_bert --data.path FILE.txt
     Data: a text file of about a megabyte or more, or a folder with *.txt; needs the extra [text]. Its last tenth is
     evaluated on, and the vocabulary is made of the rest.
-    Cost and result: docs/results.md. The metric is `test/word_loss`, and beside it stands `test/unigram_loss`, that of
+    Cost and result: about 15 processor minutes; what it learns of context in them is little yet (docs/language.md).
+    The metric is `test/word_loss`, and beside it stands `test/unigram_loss`, that of
     knowing how often words come and nothing else.
     """
     return LanguageConfig(
@@ -36,7 +37,7 @@ def text_t5() -> LanguageConfig:
     Command: eqvision train text_t5 --data.path FILE.txt
     Data: a text file of about a megabyte or more, or a folder with *.txt; needs the extra [text]. Its last tenth is
     evaluated on, and the vocabulary is made of the rest.
-    Cost and result: docs/results.md. The metric is `test/word_loss`, of words alone and not of the sentinels between
+    Cost and result: not run to its end yet. The metric is `test/word_loss`, of words alone and not of the sentinels between
     spans, and beside it stands `test/unigram_loss`, that of knowing how often words come and nothing else.
     """
     return LanguageConfig(
