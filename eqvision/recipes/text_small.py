@@ -37,8 +37,8 @@ def text_t5() -> LanguageConfig:
     Command: eqvision train text_t5 --data.path FILE.txt
     Data: a text file of about a megabyte or more, or a folder with *.txt; needs the extra [text]. Its last tenth is
     evaluated on, and the vocabulary is made of the rest.
-    Cost and result: not run to its end yet. The metric is `test/word_loss`, of words alone and not of the sentinels between
-    spans, and beside it stands `test/unigram_loss`, that of knowing how often words come and nothing else.
+    Cost and result: not run to its end yet. The metric is `test/word_loss`, of words alone and not of the sentinels
+    between spans, and beside it stands `test/unigram_loss`, that of knowing how often words come and nothing else.
     """
     return LanguageConfig(
         model=LanguageModelConfig(name="t5_efficient_tiny_nl2", length=128, dropout=0.1),
