@@ -17,7 +17,7 @@ def digits_owlvit() -> OpenVocabularyConfig:
     Data: none to fetch; needs the extras [demo], [coco] and [text]. Digits are asked for by their names, such as "a
     photo of a seven"; a vocabulary of whole words is made of them.
     Use: eqvision predict runs/digits_owlvit IMAGE --queries "a photo of a seven" "the digit two"
-    Cost and result: docs/results.md, printed by this command.
+    Cost and result: not run to its end yet.
     """
     return OpenVocabularyConfig(
         model=OpenVocabularyModelConfig(name="owlvit_small", in_channels=1, length=10),
