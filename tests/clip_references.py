@@ -85,7 +85,10 @@ class AttentionPool(nn.Module):
     def forward(self, x):
         x = x.flatten(2).mT
         x = torch.cat([x.mean(1, keepdim=True), x], dim=1) + self.positional_embedding
-        split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731
+
+        def split(y):
+            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
         query, key, value = split(self.q_proj(x[:, :1])), split(self.k_proj(x)), split(self.v_proj(x))
         weights = torch.softmax(query @ key.mT / query.shape[-1] ** 0.5, dim=-1)
         return self.c_proj((weights @ value).transpose(1, 2).flatten(2)[:, 0])

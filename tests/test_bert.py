@@ -2,6 +2,7 @@
 
 import functools
 import json
+import operator
 
 import equinox as eqx
 import jax
@@ -42,7 +43,10 @@ def _toys(monkeypatch):
 def shaken(model, seed=0):
     """All parameters random and far from their initial values."""
     rng = np.random.default_rng(seed)
-    draw = lambda leaf: jnp.asarray(leaf + 0.5 * rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
+
+    def draw(leaf):
+        return jnp.asarray(leaf + 0.5 * rng.normal(size=leaf.shape), leaf.dtype)
+
     return jax.tree.map(draw, model)
 
 
@@ -99,7 +103,7 @@ def test_padding_may_hold_anything_and_scan_is_a_loop(norm_order, assert_close):
     def loop(model, text):
         x = model._embed(text, None)
         for i in range(model.encoder.depth):
-            x = jax.tree.map(lambda leaf: leaf[i], model.encoder.blocks)(x, key_mask=text.mask)  # noqa: B023
+            x = jax.tree.map(operator.itemgetter(i), model.encoder.blocks)(x, key_mask=text.mask)
         return x if model.norm is None else model.norm(x)
 
     assert_close(loop(model, text), clean, 1e-6)

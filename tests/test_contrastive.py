@@ -79,7 +79,10 @@ def test_eight_devices_equal_one(kind, shape, assert_close):
 def test_padding_may_hold_anything(kind, assert_close):
     image, text, scale, bias, weights = arguments()
     padding = np.flatnonzero(weights == 0)
-    loss = lambda *free: LOSSES[kind](*free, weights, chunk=7)  # noqa: E731
+
+    def loss(*free):
+        return LOSSES[kind](*free, weights, chunk=7)
+
     expected = gradients(loss, (image, text, scale, bias))
     junk = (image.at[padding].set(jnp.nan), text.at[padding].set(jnp.inf))
     actual = gradients(loss, (*junk, scale, bias))

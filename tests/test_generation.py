@@ -1,5 +1,7 @@
 """Decoders with a cache: cached equals uncached, padding changes nothing, one compilation a generation, errors."""
 
+import operator
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -120,7 +122,7 @@ def test_stack_is_its_blocks_one_after_the_other(norm_order, key, assert_close):
 
     def loop(stack, x):
         for index in range(3):
-            block = jax.tree.map(lambda leaf: leaf[index], stack.blocks)  # noqa: B023
+            block = jax.tree.map(operator.itemgetter(index), stack.blocks)
             x, _ = block(x, memory=block.remembered(memory, None), causal=True)
         return x
 

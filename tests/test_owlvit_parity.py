@@ -4,13 +4,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import owlvit_references as source
 import pytest
 
 import eqvision
 from eqvision.detectors import decode_queried, like_object
 from eqvision.pretrained import LAYOUTS, to_layout
 from eqvision.zoo_language import LANGUAGE
+
+pytest.importorskip("flax", reason="extra [parity]")
+import owlvit_references as source
 
 pytestmark = pytest.mark.parity
 

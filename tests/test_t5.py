@@ -60,7 +60,10 @@ def test_training_reaches_every_parameter_and_needs_a_key_for_dropout():
 
     @eqx.filter_jit
     def gradient(model, key):
-        loss = lambda model: jnp.sum(jnp.sin(model(source, targets, train=True, key=key)))  # noqa: E731
+
+        def loss(model):
+            return jnp.sum(jnp.sin(model(source, targets, train=True, key=key)))
+
         return jax.grad(loss)(model)
 
     for path, leaf in jax.tree.leaves_with_path(gradient(model, jax.random.key(0))):

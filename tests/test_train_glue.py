@@ -13,7 +13,8 @@ import toy_language
 from safetensors.numpy import save_file
 from test_train import Interrupted, interrupt_in_step, read_csv
 from toy import bytes_of, saved_steps, with_loop
-from toy_detection import first_batches, on_devices
+from toy_detection import first_batches
+from toy_runs import Stepper
 
 from eqvision import UnknownNameError
 from eqvision.checkpoint import Checkpoints
@@ -33,8 +34,7 @@ from eqvision.recipes import (
     ScheduleConfig,
     TextClassifierConfig,
 )
-from eqvision.state import abstract_state, first_state
-from eqvision.step import make_step
+from eqvision.state import abstract_state
 from eqvision.train import train
 from eqvision.zoo_language import LANGUAGE
 
@@ -198,24 +198,6 @@ def test_a_bert_that_was_trained_here_is_gone_on_with(tables, toys, tmp_path):
 # Steps
 
 
-class Stepper:
-    """A compiled step, to be begun anew as often as one likes."""
-
-    def __init__(self, config, devices=1):
-        self.problem, self.mesh, self.config = glue_problem(config), make_mesh(num_devices=devices), config
-        schedule = make_schedule(config.schedule, config.optimizer.learning_rate, 6)
-        self.optimizer = make_optimizer(config.optimizer, schedule)
-        self.step = make_step(self.problem, self.optimizer, self.mesh, config)
-        self.built = self.problem.build()
-
-    def __call__(self, batches):
-        state, losses = first_state(*self.built, self.config, self.optimizer, self.mesh), []
-        for batch in batches:
-            state, log = self.step(on_devices(batch, self.mesh), state)
-            losses.append(float(log.loss))
-        return state, losses
-
-
 def weightless(batch, rows, junk):
     """Rows of weight 0 with something else in them."""
     weights, ids, labels = batch.weights.copy(), batch.text.ids.copy(), batch.labels.copy()
@@ -225,7 +207,7 @@ def weightless(batch, rows, junk):
 
 @pytest.mark.slow
 def test_one_device_equals_eight_and_rows_of_weight_0_change_nothing(tables, toys, assert_close):
-    one, eight = (Stepper(toy_config("", tables, task="stsb"), devices) for devices in (1, 8))
+    one, eight = (Stepper(glue_problem(toy_config("", tables, task="stsb")), devices) for devices in (1, 8))
     batches = [weightless(batch, [1, 2, 7], 5) for batch in first_batches(one.problem, 3)]
     junk = [weightless(batch, [1, 2, 7], 9) for batch in batches]
     state, losses = one(batches)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
-from toy_runs import Stepper, assert_same_run, first_batches, killed_and_resumed, use_devices
+from toy_detection import first_batches
+from toy_runs import Stepper, assert_same_run, killed_and_resumed, use_devices
 
 from eqvision import UnknownNameError
 from eqvision.backbones import ViTSize

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sam_references as source
-from toy_runs import Stepper, assert_same_run, first_batches, killed_and_resumed, use_devices
+from toy_detection import first_batches
+from toy_runs import Stepper, assert_same_run, killed_and_resumed, use_devices
 
 from eqvision import UnknownNameError
 from eqvision.cli import main

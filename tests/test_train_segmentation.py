@@ -10,19 +10,18 @@ import pytest
 from segmentation_files import write_folder
 from test_train import Interrupted, interrupt_in_step, read_csv
 from toy import bytes_of, saved_steps, with_checkpoint, with_loop
-from toy_detection import first_batches, on_devices
+from toy_detection import first_batches
+from toy_runs import Stepper, optimizer_of
 from toy_segmentation import VoidScenes, emptied, install, logits_of, toy_config, toy_problem, weightless
 
 from eqvision import UnknownNameError
 from eqvision.checkpoint import Checkpoints
 from eqvision.losses import SegmentationLossConfig
 from eqvision.mesh import make_mesh
-from eqvision.optim import make_optimizer, make_schedule
 from eqvision.problems import segmentation_problem
 from eqvision.recipes import SegmentationConfig, SegmentationDataConfig, SegmenterConfig
 from eqvision.replay import replay
-from eqvision.state import abstract_state, first_state
-from eqvision.step import make_step
+from eqvision.state import abstract_state
 from eqvision.train import train
 
 
@@ -31,34 +30,13 @@ def toys(monkeypatch):
     install(monkeypatch)
 
 
-def optimizer_of(config):
-    return make_optimizer(config.optimizer, make_schedule(config.schedule, config.optimizer.learning_rate, 6))
-
-
-class Stepper:
-    """A compiled step of a configuration, to be begun anew as often as one likes."""
-
-    def __init__(self, config, devices=1):
-        self.problem, self.mesh, self.config = toy_problem(config), make_mesh(num_devices=devices), config
-        self.optimizer = optimizer_of(config)
-        self.step = make_step(self.problem, self.optimizer, self.mesh, config)
-        self.built = self.problem.build()
-
-    def __call__(self, batches):
-        """The last state, and the losses and gradient norms on the way."""
-        state, logs = first_state(*self.built, self.config, self.optimizer, self.mesh), []
-        for batch in batches:
-            state, log = self.step(on_devices(batch, self.mesh), state)
-            logs.append((float(log.loss), float(log.grad_norm)))
-        return state, logs
-
-
 @pytest.fixture(scope="module")
 def stepper():
     """On one device; the program that the runs of this file have, too."""
     with pytest.MonkeyPatch.context() as patch:
         install(patch)
-        yield Stepper(toy_config("unused"))
+        made = Stepper(toy_problem(toy_config("unused")))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -184,11 +162,11 @@ def test_a_step_is_replayed(finished, toys):
 
 
 @pytest.mark.slow
-def test_one_device_equals_eight(assert_close, stepper, batches):
+def test_one_device_equals_eight(assert_close, stepper, batches, toys):
     """With void images and rows of weight 0, so that devices differ in what they count. 1e-4 after three steps: the
     gradients of eight devices are added in another order than those of one."""
     given = [weightless(emptied(batch, [1, 5]), [7], 50) for batch in batches]
-    one, eight = stepper(given), Stepper(stepper.config, devices=8)(given)
+    one, eight = stepper(given), Stepper(stepper.problem, devices=8)(given)
     np.testing.assert_allclose(one[1], eight[1], rtol=1e-4)
     assert_close(eight[0].model, one[0].model, 1e-4)
 
@@ -219,7 +197,7 @@ def test_accumulated_gradients_equal_the_full_batch(task, assert_close, toys, ba
     a batch's rows are added in another order."""
     config = dataclasses.replace(toy_config("unused"), task=SegmentationLossConfig(**task))
     given = [emptied(batches[0], [0, 1, 2])]
-    whole, parts = Stepper(config)(given), Stepper(with_loop(config, accumulate=2))(given)
+    whole, parts = (Stepper(toy_problem(each))(given) for each in (config, with_loop(config, accumulate=2)))
     assert parts[1][0] == pytest.approx(whole[1][0], rel=1e-5)
     assert_close(parts[0].model, whole[0].model, 1e-5)
 

@@ -3,16 +3,14 @@
 import dataclasses
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 from test_train import Interrupted, interrupt_in_step
 from toy import bytes_of, saved_steps
+from toy_detection import on_devices
 
 import eqvision.train as train_module
 from eqvision.checkpoint import Checkpoints
-from eqvision.mesh import BATCH, make_mesh
+from eqvision.mesh import make_mesh
 from eqvision.optim import make_optimizer, make_schedule
 from eqvision.problems import make_problem
 from eqvision.state import abstract_state, first_state
@@ -37,17 +35,9 @@ class Stepper:
         """The last state, and the losses and gradient norms on the way."""
         state, logs = first_state(*self.built, self.config, self.optimizer, self.mesh), []
         for batch in batches:
-            state, log = self.step(jax.device_put(batch, NamedSharding(self.mesh, BATCH)), state)
+            state, log = self.step(on_devices(batch, self.mesh), state)
             logs.append((float(log.loss), float(log.grad_norm)))
         return state, logs
-
-
-def first_batches(problem, count):
-    """On the host."""
-    stream = problem.stream(0)
-    batches = [next(stream) for _ in range(count)]
-    stream.close()
-    return batches
 
 
 def use_devices(monkeypatch, count):
@@ -79,7 +69,3 @@ def assert_same_run(one, other, files=("metrics.csv", "metrics.jsonl", "result.j
         assert Path(one.out, name).read_bytes() == Path(other.out, name).read_bytes(), name
     assert saved_steps(one) == saved_steps(other)
     assert bytes_of(state_of(one)) == bytes_of(state_of(other))
-
-
-def finite(tree):
-    return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree))

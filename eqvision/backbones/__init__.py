@@ -1,7 +1,7 @@
 """From images to features, one file per family."""
 
 from eqvision.backbones.axial_resnet import AxialResNet, axial_resnet
-from eqvision.backbones.bert import BERT_SIZES, BertEncoder, BertSize, bert_encoder
+from eqvision.backbones.bert import BERT_SIZES, BertEncoder, BertSize, bert_encoder, mimetic_bert
 from eqvision.backbones.bit import BiT, bit
 from eqvision.backbones.checks import check_images, check_layer, legal_size
 from eqvision.backbones.clip_resnet import ClipResNet
@@ -69,6 +69,7 @@ __all__ = [
     "legal_side",
     "legal_size",
     "lost_pixels",
+    "mimetic_bert",
     "mixer",
     "mlp",
     "pool_end",

@@ -18,6 +18,8 @@ from eqvision.layers import (
     TransformerStack,
     dropout,
     fold,
+    mimetic_attention,
+    sine_positions,
     truncated_normal,
 )
 from eqvision.layers.transformer import NormOrder
@@ -174,3 +176,9 @@ def bert_encoder(
         unroll=unroll,
         key=key,
     )
+
+
+def mimetic_bert(encoder: BertEncoder, *, key: PRNGKeyArray) -> BertEncoder:
+    """The encoder with attention that begins with what is near: sines for positions, and queries equal to keys."""
+    parts = (sine_positions(encoder.position), mimetic_attention(encoder.encoder, key=key))
+    return eqx.tree_at(lambda e: (e.position, e.encoder), encoder, parts)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from eqvision.backbones import VisionTransformer
 from eqvision.backbones.clip_text import ClipText, TextSize
-from eqvision.backbones.vit import ViTSize
+from eqvision.backbones.vit import PositionKind, ViTSize
 from eqvision.heads.embedding import EndTokenProjection
 from eqvision.heads.open_vocabulary import OpenVocabularyHead
 from eqvision.layers import Activation, Implementation, LayerNorm, Remat, fold
@@ -157,6 +157,7 @@ def owlvit(
     eps: float = 1e-5,
     head_activation: Activation = "gelu",
     merge_eps: float = 1e-5,
+    position: PositionKind = "learned",
     class_std: float = 1e-6,
     class_factor: float = 1.0,
     drop_path: float = 0.0,
@@ -168,9 +169,10 @@ def owlvit(
 ) -> OwlViT:
     """OWL-ViT of a size of ``OWLVIT_SIZES`` or of your own; ``objectness`` for the second version.
 
-    ``length`` is that of the longest text, ``end_id`` as in ``pool_end``, ``class_std`` and ``class_factor`` as in
-    ``QueryClassHead``. Scenic's models have ``head_activation="gelu_tanh"`` and ``merge_eps=1e-6``, and are trained
-    with ``drop_path`` 0.2 and ``text_drop_path`` 0.1. Raises UnknownNameError for a size that is not there.
+    ``position`` is that of patches in the image tower, ``length`` that of the longest text, ``end_id`` as in
+    ``pool_end``, ``class_std`` and ``class_factor`` as in ``QueryClassHead``. Scenic's models have
+    ``head_activation="gelu_tanh"`` and ``merge_eps=1e-6``, and are trained with ``drop_path`` 0.2
+    and ``text_drop_path`` 0.1. Raises UnknownNameError for a size that is not there.
     """
     if isinstance(size, str) and size not in OWLVIT_SIZES:
         raise nearest(size, list(OWLVIT_SIZES), "OWL-ViT size")
@@ -185,6 +187,7 @@ def owlvit(
         in_channels=in_channels,
         patch_bias=False,
         pre_norm=True,
+        position=position,
         drop_path=drop_path,
         **options,
         key=keys[0],

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from eqvision.backbones.bert import BertEncoder, bert_encoder
+from eqvision.backbones.bert import BertEncoder, bert_encoder, mimetic_bert
 from eqvision.layers import (
     Activation,
     Implementation,
@@ -130,9 +130,14 @@ def bert_pretraining(
     attention: Implementation = "xla",
     remat: Remat = "none",
     unroll: int = 1,
+    mimetic: bool = False,
     key: PRNGKeyArray,
 ) -> BertPretraining:
-    """BERT of a named size with the heads that it is pre-trained with."""
+    """BERT of a named size with the heads that it is pre-trained with.
+
+    ``mimetic`` begins with attention to what is near (``mimetic_bert``): from a text of a few megabytes nothing of
+    context is learned without, in any time that we tried.
+    """
     keys = jax.random.split(key)
     backbone = bert_encoder(
         size,
@@ -149,6 +154,7 @@ def bert_pretraining(
         unroll=unroll,
         key=keys[0],
     )
+    backbone = mimetic_bert(backbone, key=jax.random.fold_in(key, 2)) if mimetic else backbone
     return BertPretraining(backbone, next_sentence=next_sentence, activation=activation, key=keys[1])
 
 

@@ -14,6 +14,7 @@ from eqvision.layers.fourier_position import FourierPosition
 from eqvision.layers.init import he_normal_fan_out, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from eqvision.layers.kv_cache import KVCache, Memory
 from eqvision.layers.linear import Initializer, Linear
+from eqvision.layers.mimetic import mimetic_attention, sine_positions
 from eqvision.layers.mlp import MLP, Activation, GatedMLP, activate
 from eqvision.layers.norm import GroupNorm, LayerNorm, RMSNorm, layer_norm
 from eqvision.layers.normed_conv import NormedConv, NormKind, build_norm
@@ -121,6 +122,7 @@ __all__ = [
     "lecun_normal",
     "mask_prompts",
     "max_pool",
+    "mimetic_attention",
     "normal",
     "relative_buckets",
     "rematerialised",
@@ -130,6 +132,7 @@ __all__ = [
     "sincos_2d",
     "sincos_3d",
     "sine_position",
+    "sine_positions",
     "size_mask",
     "torch_conv",
     "torch_linear",

@@ -243,8 +243,7 @@ class DecoderStack(eqx.Module):
         """
         attention, kept = self.blocks.attention, None
         if memory is not None:
-            remember = lambda _, block: (None, block.remembered(memory, memory_mask))  # noqa: E731
-            keys, values = lax.scan(remember, None, self.blocks)[1]
+            keys, values = lax.map(lambda block: block.remembered(memory, memory_mask), self.blocks)
             kept = Memory(keys, values, memory_mask)
         mask = jnp.ones(prefix.shape[:2], bool) if prefix_mask is None else prefix_mask
         head_width = attention.query.weight.shape[-1] // attention.num_heads

@@ -175,9 +175,9 @@ def require_clip(name: str) -> None:
     known = [other for other, row in LANGUAGE.items() if inspect.signature(row).return_annotation is Clip]
     if name in known:
         return
-    from eqvision.zoo import DETECTORS, MODELS, PROMPTED, SEGMENTERS
+    from eqvision.zoo import TABLES
 
-    if name in {**LANGUAGE, **MODELS, **DETECTORS, **SEGMENTERS, **PROMPTED}:
+    if any(name in table for table in TABLES.values()):
         raise ValueError(
             f"--model.name {name} is no model of images and text, and this recipe trains those: {', '.join(known)}"
         )

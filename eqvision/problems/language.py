@@ -60,8 +60,10 @@ class Language:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        task = self.config.task
-        return HiddenWords(task) if task.objective == "hidden_words" else Spans(task, self.tokenizer.special.pad)
+        task, special = self.config.task, self.tokenizer.special
+        if task.objective == "hidden_words":
+            return HiddenWords(task, cast(int, special.mask))  # MaskedExamples has refused tokenizers without
+        return Spans(task, special.pad)
 
     def forward_macs(self) -> int:
         """Of one text, and of the logits that training asks for."""
@@ -125,10 +127,11 @@ class Language:
     def evaluate_batch(
         self, model: Any, batch: LanguageBatch, stats: eqx.nn.State
     ) -> tuple[LanguageSums, Int[Array, "b m"]]:
-        """Sums over the global batch, and the likeliest token in place of each target."""
+        """Sums over the global batch, and the likeliest token in place of each target. Words are the targets that the
+        model did not see; tokens that are no words are left out."""
         told = self.objective.tell(model, batch, self._dtype)
         weights, unigram = target_weights(batch), jnp.asarray(self.unigram)[batch.targets]
-        words = jnp.where(jnp.isnan(unigram), 0.0, weights)
+        words = jnp.where(jnp.isnan(unigram), 0.0, weights * told.unseen)
         right = (told.likeliest == batch.targets).astype(jnp.float32)
         sums = LanguageSums(
             {"targets": _mean(told.values, weights), **told.loss_parts},
@@ -175,6 +178,7 @@ def build_language_model(config: LanguageConfig, tokenizer: Tokenizer) -> tuple[
     model, accepted = config.model, inspect.signature(LANGUAGE[config.model.name]).parameters
     chosen = {
         "norm_order": model.norm_order,
+        "mimetic": model.mimetic,
         "dropout": model.dropout,
         "remat": model.remat,
         "unroll": model.unroll,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from eqvision.language.t5 import shift_right
 from eqvision.losses import BertCounts, BertTargets, bert_counts, bert_loss, softmax_cross_entropy, token_cross_entropy
@@ -16,11 +16,12 @@ Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
 
 
 class Told(NamedTuple):
-    """Of a batch: the cross entropy of each target, the likeliest token in its place, and parts of the loss that are
-    not of tokens."""
+    """Of a batch: the cross entropy of each target, the likeliest token in its place, whether the model could not see
+    the target, and parts of the loss that are not of tokens."""
 
     values: Float[Array, "b m"]
     likeliest: Int[Array, "b m"]
+    unseen: Bool[Array, "b m"]
     loss_parts: dict[str, Mean]
     figures: dict[str, Mean]
 
@@ -52,9 +53,14 @@ def _targets(batch: LanguageBatch) -> BertTargets:
 
 @dataclass(frozen=True)
 class HiddenWords:
-    """BERT's: the model is asked for the words at ``positions`` alone, and for whether the second text follows."""
+    """BERT's: the model is asked for the words at ``positions`` alone, and for whether the second text follows.
+
+    A tenth of these words stand in the text as they are, and to know that alone is worth half a nat a word: what counts
+    as unseen are the words behind ``[MASK]``.
+    """
 
     task: LanguageTaskConfig
+    mask: int
 
     def loss(self, model: Any, batch: LanguageBatch, dtype: Any, key: Key[Array, ""], counts: BertCounts) -> Loss:
         outputs = model(batch.text, positions=batch.positions, dtype=dtype, train=True, key=key)
@@ -69,7 +75,8 @@ class HiddenWords:
             pair = softmax_cross_entropy(outputs.next_sentence, batch.next_sentence)
             parts["next_sentence_loss"] = Mean.of(pair, batch.weights)
             figures["next_sentence_accuracy"] = accuracy(outputs.next_sentence, batch.next_sentence, batch.weights)
-        return Told(values, jnp.argmax(outputs.mlm_logits, axis=-1), parts, figures)
+        unseen = jnp.take_along_axis(batch.text.ids, batch.positions, axis=1) == self.mask
+        return Told(values, jnp.argmax(outputs.mlm_logits, axis=-1), unseen, parts, figures)
 
 
 @dataclass(frozen=True)
@@ -90,4 +97,4 @@ class Spans:
     def tell(self, model: Any, batch: LanguageBatch, dtype: Any) -> Told:
         logits = model(batch.text, shift_right(batch.targets, self.start), dtype=dtype)
         values = token_cross_entropy(logits, batch.targets, target_weights(batch))
-        return Told(values, jnp.argmax(logits, axis=-1), {}, {})
+        return Told(values, jnp.argmax(logits, axis=-1), jnp.ones_like(batch.target_mask), {}, {})

@@ -5,7 +5,6 @@ from eqvision.recipes.text_config import (
     LanguageConfig,
     LanguageModelConfig,
     LanguageTaskConfig,
-    TextDataConfig,
     TextTokenizerConfig,
 )
 
@@ -21,13 +20,19 @@ def text_bert() -> LanguageConfig:
     knowing how often words come and nothing else.
     """
     return LanguageConfig(
-        model=LanguageModelConfig(name="bert_ti", length=128, norm_order="pre", dropout=0.1),
-        task=LanguageTaskConfig(objective="hidden_words", next_sentence=True),
-        tokenizer=TextTokenizerConfig(size=2048),
-        data=TextDataConfig(documents="file"),
-        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.01, beta2=0.98, clip_norm=1.0),
-        schedule=ScheduleConfig(kind="linear", warmup_steps=100),
-        loop=LoopConfig(epochs=30.0, batch_size=16, eval_batch_size=32, log_every=20, eval_every=500),
+        model=LanguageModelConfig(name="bert_ti", length=64, norm_order="pre", mimetic=True, dropout=0.0),
+        # twice the words that BERT was asked for: twice the gradients from the same work (Wettig et al. 2023)
+        task=LanguageTaskConfig(objective="hidden_words", next_sentence=False, share=0.3),
+        tokenizer=TextTokenizerConfig(size=512),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3,
+            weight_decay=0.01,
+            beta2=0.98,
+            clip_norm=1.0,
+            learning_rate_multipliers={"position": 0.1},  # sines stay sines until they are of use
+        ),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=100),
+        loop=LoopConfig(epochs=20.0, batch_size=32, eval_batch_size=64, log_every=20, eval_every=500),
     )
 
 
