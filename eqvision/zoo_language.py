@@ -104,7 +104,7 @@ LANGUAGE: dict[str, Callable[..., Any]] = {
     "owlvit_l14": partial(owlvit, "l14"),
     "owlv2_b16": partial(owlvit, "v2_b16", objectness=True),
     "owlv2_l14": partial(owlvit, "v2_l14", objectness=True),
-    "owlvit_small": partial(owlvit, "small", position="sincos2d", class_std=0.02, class_factor=10.0),
+    "owlvit_small": partial(owlvit, "small", position="sincos2d", mimetic=True, class_std=0.02, class_factor=10.0),
 }
 
 SIZES = ("num_classes", "image_size", "in_channels")

@@ -17,7 +17,7 @@ from eqvision.backbones.clip_text import ClipText, TextSize
 from eqvision.backbones.vit import PositionKind, ViTSize
 from eqvision.heads.embedding import EndTokenProjection
 from eqvision.heads.open_vocabulary import OpenVocabularyHead
-from eqvision.layers import Activation, Implementation, LayerNorm, Remat, fold
+from eqvision.layers import Activation, Implementation, LayerNorm, Remat, fold, mimetic_attention
 from eqvision.names import nearest
 from eqvision.ops.boxes import cxcywh_to_xyxy, pairwise_giou, pairwise_iou
 from eqvision.types import Images, QueriedImages, QueriedPredictions, TextTokens
@@ -158,6 +158,7 @@ def owlvit(
     head_activation: Activation = "gelu",
     merge_eps: float = 1e-5,
     position: PositionKind = "learned",
+    mimetic: bool = False,
     class_std: float = 1e-6,
     class_factor: float = 1.0,
     drop_path: float = 0.0,
@@ -169,8 +170,8 @@ def owlvit(
 ) -> OwlViT:
     """OWL-ViT of a size of ``OWLVIT_SIZES`` or of your own; ``objectness`` for the second version.
 
-    ``position`` is that of patches in the image tower, ``length`` that of the longest text, ``end_id`` as in
-    ``pool_end``, ``class_std`` and ``class_factor`` as in ``QueryClassHead``. Scenic's models have
+    ``position`` is that of patches in the image tower, and ``mimetic`` lets them attend to what is like them to begin
+    with (``mimetic_attention``). ``length`` is that of the longest text, ``end_id`` as in ``pool_end``, ``class_std`` and ``class_factor`` as in ``QueryClassHead``. Scenic's models have
     ``head_activation="gelu_tanh"`` and ``merge_eps=1e-6``, and are trained with ``drop_path`` 0.2
     and ``text_drop_path`` 0.1. Raises UnknownNameError for a size that is not there.
     """
@@ -192,6 +193,9 @@ def owlvit(
         **options,
         key=keys[0],
     )
+    if mimetic:
+        stack = mimetic_attention(tower.encoder, key=jax.random.fold_in(keys[0], 1))
+        tower = eqx.tree_at(lambda t: t.encoder, tower, stack)
     text = ClipText(size.text, vocab_size=vocab_size, length=length, drop_path=text_drop_path, **options, key=keys[1])
     return OwlViT(
         tower,

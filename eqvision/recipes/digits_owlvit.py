@@ -33,6 +33,7 @@ def digits_owlvit() -> OpenVocabularyConfig:
             max_objects=6,
             max_queries=10,
             num_negatives=9,
+            length=98_304,
             count=100,
             mean=(0.3,),
             std=(0.2,),
@@ -40,5 +41,5 @@ def digits_owlvit() -> OpenVocabularyConfig:
         tokenizer=TokenizerConfig(kind="wordpiece", size=256),
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=1e-4, clip_norm=1.0),
         schedule=ScheduleConfig(warmup_steps=200),
-        loop=LoopConfig(epochs=24.0, batch_size=16, eval_batch_size=32, log_every=32, eval_every=512),
+        loop=LoopConfig(epochs=1.0, batch_size=16, eval_batch_size=32, log_every=32, eval_every=512),
     )

@@ -46,16 +46,16 @@ def text_t5() -> LanguageConfig:
     between spans, and beside it stands `test/unigram_loss`, that of knowing how often words come and nothing else.
     """
     return LanguageConfig(
-        model=LanguageModelConfig(name="t5_efficient_tiny_nl2", length=128, dropout=0.1),
-        task=LanguageTaskConfig(objective="spans", z_loss=1e-4),
-        tokenizer=TextTokenizerConfig(size=2048, num_sentinels=32),
+        model=LanguageModelConfig(name="t5_efficient_tiny_nl2", length=64, dropout=0.0),
+        task=LanguageTaskConfig(objective="spans", share=0.3, z_loss=1e-4),
+        tokenizer=TextTokenizerConfig(size=1024, num_sentinels=32),
         optimizer=OptimizerConfig(
-            learning_rate=2e-3,
+            learning_rate=1e-3,
             weight_decay=0.01,
             beta2=0.98,
             clip_norm=1.0,
             learning_rate_multipliers={"token_embedding": 5.0},  # T5's words begin with the size 1, and move slowly
         ),
-        schedule=ScheduleConfig(kind="linear", warmup_steps=100),
-        loop=LoopConfig(epochs=12.0, batch_size=16, eval_batch_size=32, log_every=20, eval_every=400),
+        schedule=ScheduleConfig(kind="cosine", warmup_steps=100),
+        loop=LoopConfig(epochs=6.0, batch_size=16, eval_batch_size=32, log_every=20, eval_every=400),
     )
