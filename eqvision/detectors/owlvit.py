@@ -171,9 +171,10 @@ def owlvit(
     """OWL-ViT of a size of ``OWLVIT_SIZES`` or of your own; ``objectness`` for the second version.
 
     ``position`` is that of patches in the image tower, and ``mimetic`` lets them attend to what is like them to begin
-    with (``mimetic_attention``). ``length`` is that of the longest text, ``end_id`` as in ``pool_end``, ``class_std`` and ``class_factor`` as in ``QueryClassHead``. Scenic's models have
-    ``head_activation="gelu_tanh"`` and ``merge_eps=1e-6``, and are trained with ``drop_path`` 0.2
-    and ``text_drop_path`` 0.1. Raises UnknownNameError for a size that is not there.
+    with (``mimetic_attention``). ``length`` is that of the longest text, ``end_id`` as in ``pool_end``, ``class_std``
+    and ``class_factor`` as in ``QueryClassHead``. Scenic's models have ``head_activation="gelu_tanh"`` and
+    ``merge_eps=1e-6``, and are trained with ``drop_path`` 0.2 and ``text_drop_path`` 0.1. Raises UnknownNameError for
+    a size that is not there.
     """
     if isinstance(size, str) and size not in OWLVIT_SIZES:
         raise nearest(size, list(OWLVIT_SIZES), "OWL-ViT size")

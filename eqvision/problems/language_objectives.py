@@ -75,6 +75,7 @@ class HiddenWords:
             pair = softmax_cross_entropy(outputs.next_sentence, batch.next_sentence)
             parts["next_sentence_loss"] = Mean.of(pair, batch.weights)
             figures["next_sentence_accuracy"] = accuracy(outputs.next_sentence, batch.next_sentence, batch.weights)
+        assert batch.positions is not None
         unseen = jnp.take_along_axis(batch.text.ids, batch.positions, axis=1) == self.mask
         return Told(values, jnp.argmax(outputs.mlm_logits, axis=-1), unseen, parts, figures)
 
