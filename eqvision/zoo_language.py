@@ -57,6 +57,7 @@ LANGUAGE: dict[str, Callable[..., Any]] = {
     "bert_s_encoder": partial(bert_encoder, "s"),
     "bert_b_encoder": partial(bert_encoder, "b"),
     "bert_l_encoder": partial(bert_encoder, "l"),
+    "t5_xs": partial(T5, T5Size(128, 2, 4, 32, 512, gated=False), tied=True),  # ours, for texts of a few megabytes
     "t5_efficient_tiny": partial(T5, T5Size(256, 4, 4, 64, 1024, gated=False), tied=True),  # Tay et al. 2022
     "t5_efficient_tiny_nl2": partial(T5, T5Size(256, 2, 4, 64, 1024, gated=False), tied=True),
     "t5_small": t5_small,

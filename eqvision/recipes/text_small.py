@@ -37,7 +37,7 @@ def text_bert() -> LanguageConfig:
 
 
 def text_t5() -> LanguageConfig:
-    """A small T5 (two and two layers of 256 channels) learns to write the spans that were taken out of a text.
+    """A small T5 (two and two layers of 128 channels) learns to write the spans that were taken out of a text.
 
     Command: eqvision train text_t5 --data.path FILE.txt
     Data: a text file of about a megabyte or more, or a folder with *.txt; needs the extra [text]. Its last tenth is
@@ -46,9 +46,9 @@ def text_t5() -> LanguageConfig:
     between spans, and beside it stands `test/unigram_loss`, that of knowing how often words come and nothing else.
     """
     return LanguageConfig(
-        model=LanguageModelConfig(name="t5_efficient_tiny_nl2", length=64, dropout=0.0),
+        model=LanguageModelConfig(name="t5_xs", length=64, dropout=0.0),
         task=LanguageTaskConfig(objective="spans", share=0.3, z_loss=1e-4),
-        tokenizer=TextTokenizerConfig(size=1024, num_sentinels=32),
+        tokenizer=TextTokenizerConfig(size=512, num_sentinels=32),
         optimizer=OptimizerConfig(
             learning_rate=1e-3,
             weight_decay=0.01,
@@ -57,5 +57,5 @@ def text_t5() -> LanguageConfig:
             learning_rate_multipliers={"token_embedding": 5.0},  # T5's words begin with the size 1, and move slowly
         ),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=100),
-        loop=LoopConfig(epochs=6.0, batch_size=16, eval_batch_size=32, log_every=20, eval_every=400),
+        loop=LoopConfig(epochs=18.0, batch_size=32, eval_batch_size=64, log_every=20, eval_every=500),
     )
