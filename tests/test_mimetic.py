@@ -4,9 +4,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from eqvision.backbones.bert import BertEncoder, BertSize, mimetic_bert
-from eqvision.layers import PositionEmbedding1D, TransformerStack, mimetic_attention, sine_positions
+from eqvision.backbones.t5 import T5Size
+from eqvision.language import T5
+from eqvision.layers import (
+    Attention,
+    PositionEmbedding1D,
+    RelativeBias,
+    TransformerStack,
+    mimetic_attention,
+    near_bias,
+    sine_positions,
+)
 
 
 def first_attention(encoder, length):
@@ -32,7 +43,7 @@ def test_attention_begins_with_what_is_near(key):
 
 def test_nothing_else_is_changed(key):
     stack = TransformerStack(3, 16, 2, 32, key=key)
-    other = mimetic_attention(stack, key=key)
+    other = eqx.tree_at(lambda s: s.blocks.attention, stack, mimetic_attention(stack.blocks.attention, key=key))
     changed = {
         jax.tree_util.keystr(path)
         for (path, one), two in zip(jax.tree.leaves_with_path(stack), jax.tree.leaves(other), strict=True)
@@ -45,8 +56,8 @@ def test_nothing_else_is_changed(key):
 
 
 def test_product_is_nearly_the_identity(key):
-    weights = mimetic_attention(TransformerStack(1, 256, 1, 32, key=key), gain=3.0, key=key).blocks.attention
-    product = np.asarray(weights.query.weight[0] @ weights.key.weight[0].T)
+    weights = mimetic_attention(Attention(256, 1, key=key), gain=3.0, key=key)
+    product = np.asarray(weights.query.weight @ weights.key.weight.T)
     assert abs(np.diag(product).mean() - 3.0) < 0.1
     assert abs(product[~np.eye(256, dtype=bool)].mean()) < 0.01
 
@@ -57,3 +68,27 @@ def test_positions_are_sines_of_the_size_of_words(key):
     likeness = np.asarray(table @ table.T)
     np.testing.assert_allclose(np.diagonal(likeness, 1), likeness[0, 1], rtol=1e-5)  # of the distance alone
     assert eqx.tree_equal(sine_positions(PositionEmbedding1D(40, 16, key=key)).weight, table)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_near_bias_falls_with_the_distance(bidirectional, key):
+    places = jnp.arange(12)[None]
+    bias = near_bias(RelativeBias(3, bidirectional=bidirectional, key=key), slope=0.5)(places, places)
+    np.testing.assert_allclose(bias[0, :, 9, 2:10], np.broadcast_to(-0.5 * np.arange(8)[::-1], (3, 8)))
+    if bidirectional:
+        np.testing.assert_allclose(bias[0, 1, 2], bias[0, 1, 2, :] * 0 - 0.5 * np.abs(np.arange(12) - 2), atol=0.51)
+
+
+def test_words_of_a_decoder_look_for_themselves_in_the_memory(key):
+    """Queries and keys have the sizes that published weights have; the scale of bare logits is in them."""
+
+    def looked_up(mimetic):
+        model = T5(T5Size(128, 1, 4, 32, 64, gated=False), tied=True, vocab_size=50, mimetic=mimetic, key=key)
+        attention = jax.tree.map(lambda leaf: leaf[0], model.decoder.blocks.cross_attention)
+        words = model.encoder.token_embedding.weight[:20]
+        query, keys = (linear(words).reshape(20, 4, -1) for linear in (attention.query, attention.key))
+        weights = jax.nn.softmax(jnp.einsum("qhd,khd->hqk", query, keys), axis=-1)
+        return float(jnp.mean(jnp.diagonal(weights, axis1=1, axis2=2)))
+
+    assert looked_up(False) < 0.2
+    assert looked_up(True) > 0.9

@@ -180,5 +180,5 @@ def bert_encoder(
 
 def mimetic_bert(encoder: BertEncoder, *, key: PRNGKeyArray) -> BertEncoder:
     """The encoder with attention that begins with what is near: sines for positions, and queries equal to keys."""
-    parts = (sine_positions(encoder.position), mimetic_attention(encoder.encoder, key=key))
-    return eqx.tree_at(lambda e: (e.position, e.encoder), encoder, parts)
+    parts = (sine_positions(encoder.position), mimetic_attention(encoder.encoder.blocks.attention, key=key))
+    return eqx.tree_at(lambda e: (e.position, e.encoder.blocks.attention), encoder, parts)

@@ -195,8 +195,8 @@ def owlvit(
         key=keys[0],
     )
     if mimetic:
-        stack = mimetic_attention(tower.encoder, key=jax.random.fold_in(keys[0], 1))
-        tower = eqx.tree_at(lambda t: t.encoder, tower, stack)
+        attend = mimetic_attention(tower.encoder.blocks.attention, key=jax.random.fold_in(keys[0], 1))
+        tower = eqx.tree_at(lambda t: t.encoder.blocks.attention, tower, attend)
     text = ClipText(size.text, vocab_size=vocab_size, length=length, drop_path=text_drop_path, **options, key=keys[1])
     return OwlViT(
         tower,

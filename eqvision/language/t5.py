@@ -8,7 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from eqvision.backbones.t5 import EPS, MT5_VOCAB_SIZE, T5_V1_0, T5_V1_1, VOCAB_SIZE, T5Encoder, T5Size, t5_blocks
-from eqvision.layers import Implementation, Linear, Remat, RMSNorm, dropout, fold, lecun_normal
+from eqvision.layers import (
+    Implementation,
+    Linear,
+    Remat,
+    RMSNorm,
+    dropout,
+    fold,
+    lecun_normal,
+    mimetic_attention,
+    near_bias,
+)
 from eqvision.layers.decoder import DecoderStack
 from eqvision.layers.kv_cache import KVCache
 from eqvision.layers.relative_buckets import RelativeBias
@@ -22,7 +32,8 @@ class T5(eqx.Module):
 
     ``model(source, target_ids)`` is for training: ``target_ids`` are what the decoder reads, which is the text shifted
     by one (``shift_right``), and the logits are those of the text. Padding behind the text needs no mask, since no
-    token sees what follows it.
+    token sees what follows it. ``mimetic`` begins with attention to what is near, and of the decoder to the same word
+    in the source (``layers/mimetic.py``), for small texts.
 
     To generate: ``memory = model.encode(text)``, and ``greedy(model, model.start(memory, text.mask), prompt, ...)``.
     """
@@ -47,6 +58,7 @@ class T5(eqx.Module):
         implementation: Implementation = "xla",
         remat: Remat = "none",
         unroll: int = 1,
+        mimetic: bool = False,
         key: PRNGKeyArray,
     ):
         keys = jax.random.split(key, 4)
@@ -60,6 +72,10 @@ class T5(eqx.Module):
         self.norm = RMSNorm(size.width, eps=EPS)
         self.head = None if tied else Linear(size.width, vocab_size, use_bias=False, init=lecun_normal, key=keys[3])
         self.dropout = dropout
+        if mimetic:
+            self.relative = near_bias(self.relative)
+            self.encoder = eqx.tree_at(lambda e: e.relative, self.encoder, near_bias(self.encoder.relative))
+            self.decoder = _mimetic(self.decoder, key=jax.random.fold_in(key, 4))
 
     @property
     def vocab_size(self) -> int:
@@ -129,6 +145,13 @@ class T5(eqx.Module):
 def shift_right(ids: Int[Array, "b m"], start_id: int = PAD_ID) -> Int[Array, "b m"]:
     """What the decoder reads to write ``ids``: a start token, and all but the last."""
     return jnp.concatenate([jnp.full_like(ids[:, :1], start_id), ids[:, :-1]], axis=1)
+
+
+def _mimetic(decoder: DecoderStack, *, key: PRNGKeyArray) -> DecoderStack:
+    """A word of the decoder first looks for itself in the memory: a sentinel for the place that it stands for."""
+    attention = decoder.blocks.cross_attention
+    assert attention is not None
+    return eqx.tree_at(lambda d: d.blocks.cross_attention, decoder, mimetic_attention(attention, key=key))
 
 
 t5_small = functools.partial(T5, T5_V1_0["small"], tied=True)

