@@ -4,7 +4,7 @@ What other runs are used by is in ``predict.py``; a run is evaluated again by ``
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,10 @@ class ContrastiveRun(NamedTuple):
     model: Clip
     stats: eqx.nn.State
     step: int
+    evaluate: Callable[[UInt8[np.ndarray, "_ _ _"]], UInt8[np.ndarray, "_ _ _"]]
+    """Images to those of the model, before they are normalised."""
+    clean: Callable[[str], str] = str
+    """What is done to texts before they become numbers."""
 
 
 def load_contrastive_run(path: str | Path) -> ContrastiveRun:
@@ -50,7 +54,8 @@ def load_contrastive_run(path: str | Path) -> ContrastiveRun:
     tokenizer = load_tokenizer(vocabulary, pad=config.tokenizer.pad or None)
     restored = newest_state(folder, config, lambda: build_clip(config, tokenizer))
     state = restored.state
-    return ContrastiveRun(config, folder.class_names(), tokenizer, state.evaluated, state.stats, restored.record.step)
+    evaluate, step = image_plan(config).evaluate, restored.record.step
+    return ContrastiveRun(config, folder.class_names(), tokenizer, state.evaluated, state.stats, step, evaluate)
 
 
 def tell_by_name(
@@ -71,8 +76,8 @@ def tell_by_name(
     names = tuple(name.replace("_", " ") for name in (run.class_names if names is None else names))
     if not names:
         raise ValueError(
-            "the data of this run have no classes, only captions: say what may be in the images (names=...), "
-            "such as 'cat' 'dog'"
+            "no classes are known, where data have only captions, and of published weights: say what may be in the "
+            "images (names=...), such as 'cat' 'dog'"
         )
     templates = templates_of(run.config.data) if templates is None else tuple(templates)
     check_prompts(names, templates)
@@ -97,7 +102,7 @@ def _told(
 
 def _prepared(run: ContrastiveRun, path: Path) -> UInt8[np.ndarray, "h w c"]:
     """An image as the run's evaluation sees it."""
-    return image_plan(run.config).evaluate(decode_image(path, run.config.model.in_channels))
+    return run.evaluate(decode_image(path, run.config.model.in_channels))
 
 
 @functools.partial(jax.jit, static_argnames="sigmoid")
@@ -112,7 +117,7 @@ def _probabilities(
 
 def _texts(run: ContrastiveRun, texts: tuple[str, ...]) -> Float[np.ndarray, "m d"]:
     """A few hundred: all at once."""
-    tokens = run.tokenizer.encode_batch(texts, run.config.model.length)
+    tokens = run.tokenizer.encode_batch([run.clean(text) for text in texts], run.config.model.length)
     return np.asarray(_text_vectors(run.model, tokens, dtype=run.config.loop.compute_dtype))
 
 

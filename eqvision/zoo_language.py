@@ -30,7 +30,7 @@ from eqvision.language import (
     t5_xl,
     t5_xxl,
 )
-from eqvision.multimodal import CLIP_RESNET_SIZES, CLIP_VIT_SIZES, SIGLIP_SIZES, clip_resnet, clip_vit, siglip
+from eqvision.multimodal import CLIP_RESNET_SIZES, CLIP_VIT_SIZES, SIGLIP_SIZES, Clip, clip_resnet, clip_vit, siglip
 from eqvision.multimodal.clip_small import clip_tiny
 from eqvision.names import nearest
 
@@ -114,6 +114,11 @@ SIZES = ("num_classes", "image_size", "in_channels")
 def open_vocabulary_names() -> list[str]:
     """The rows that are open-vocabulary detectors."""
     return [name for name, row in LANGUAGE.items() if getattr(row, "func", None) is owlvit]
+
+
+def clip_names() -> list[str]:
+    """The rows that are models of images and text, CLIP and SigLIP."""
+    return [name for name, row in LANGUAGE.items() if inspect.signature(row).return_annotation is Clip]
 
 
 def language_builder(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:

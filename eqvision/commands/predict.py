@@ -15,7 +15,7 @@ from eqvision.commands.arguments import (
     refuse_options,
     refuse_weights_options,
 )
-from eqvision.commands.named import is_clip_run, name_images
+from eqvision.commands.named import is_clip, name_images
 from eqvision.commands.prompted import draw_masks, is_prompted, refuse_prompts
 from eqvision.commands.queried import find_named, is_open_vocabulary
 
@@ -63,9 +63,9 @@ class PredictOptions:
     prompt_box: tuple[float, float, float, float] | None = None
     """Model with prompts only: X1 Y1 X2 Y2 of a box around the object, in pixels."""
     queries: tuple[str, ...] = ()
-    """Run of an open-vocabulary detector: what to look for, a text for each, and the least score is then 0.2 unless
-    --threshold says otherwise. Run of a model of images and text: names of what may be in the images. Default for both
-    are the names of the run's classes."""
+    """Open-vocabulary detector: what to look for, a text for each, and the least score is then 0.2 unless --threshold
+    says otherwise. Model of images and text: names of what may be in the images. Default for runs of both are the names
+    of the run's classes."""
     masks: Literal["auto", "three", "best", "one"] | None = None
     """Model with prompts only: three masks, the best of them, or the model's one for prompts that mean one thing;
     auto, the default, gives three for a single point."""
@@ -88,13 +88,13 @@ def run(arguments: list[str]) -> None:
         _refuse_windows(options)
         find_named(options)
         return
-    if is_clip_run(options.run):
+    if is_clip(options.run):
         _refuse_windows(options)
         name_images(options)
         return
     refuse_options(
         {"--queries": " ".join(options.queries) or None},
-        f"is for runs of open-vocabulary detectors and of models of images and text, and {options.run} is none",
+        f"is for open-vocabulary detectors and models of images and text, and {options.run} is none",
     )
     if is_prompted(options.run):
         _refuse_windows(options)

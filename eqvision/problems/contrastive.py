@@ -32,7 +32,7 @@ from eqvision.recipes.contrastive_config import ContrastiveConfig
 from eqvision.run_folder import Row, RunFolder
 from eqvision.tasks.contrastive import pair_loss
 from eqvision.types import PairsBatch, TextTokens
-from eqvision.zoo_language import LANGUAGE, language_builder
+from eqvision.zoo_language import LANGUAGE, clip_names, language_builder
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _options(config: ContrastiveConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def require_clip(name: str) -> None:
     """Raise UnknownNameError for a name that no model has, ValueError for what is no CLIP or SigLIP."""
-    known = [other for other, row in LANGUAGE.items() if inspect.signature(row).return_annotation is Clip]
+    known = clip_names()
     if name in known:
         return
     from eqvision.zoo import TABLES
