@@ -190,6 +190,7 @@ def test_what_does_not_count_may_hold_anything(rng):
     assert not np.any(gradient.mlm_logits)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_loss_of_one(rng, mesh, assert_close):
     outputs, targets, weights = predictions(rng, 16)
 

@@ -137,6 +137,7 @@ def test_a_batch_of_two_is_two_batches_of_one(refined, assert_close):
         assert_close(ours, (one.logits, one.boxes_cxcywh), 1e-4)
 
 
+@pytest.mark.slow
 def test_permuting_queries_permutes_what_they_say(refined, assert_close):
     order = jnp.array([3, 0, 4, 1, 2])
     leaves = lambda m: (m.queries.position, m.queries.content)  # noqa: E731

@@ -84,6 +84,7 @@ def test_a_share_that_leaves_nothing_is_refused(key):
 # Model
 
 
+@pytest.mark.slow
 def test_masked_pixels_change_nothing_and_seen_ones_do(key):
     """The encoder sees no masked pixel; and each token keeps the position of its patch."""
     model, images, noise = toy(key=key), images_of(), noise_of()
@@ -196,6 +197,7 @@ def test_there_and_back(layout, key):
         np.testing.assert_array_equal(leaves(again)[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_an_encoder_alone_gets_a_fresh_decoder(key):
     """mae_pretrain_vit_base.pth; classifiers read the same file."""
     model = toy(key=key)

@@ -53,6 +53,7 @@ def inputs_of(height=8, width=12):
     return PaddedImages(jnp.zeros((1, height, width, 3)), jnp.array([[height, width]]))
 
 
+@pytest.mark.slow
 def test_every_kind_of_prediction_is_decoded(rng, assert_close):
     inputs, size = inputs_of(), jnp.array([[16, 36]])
     logits, boxes = rng.normal(size=(2, 1, 4, 3)).astype(np.float32), rng.random((2, 1, 4, 4)).astype(np.float32)

@@ -180,6 +180,7 @@ def test_rematerialised_and_unrolled_gradients_are_the_same(assert_close):
     assert_close(gradient(remat="full", unroll=2), gradient(), 1e-5)
 
 
+@pytest.mark.slow
 def test_drop_path_rises_over_the_whole_network():
     rates = [stage.drop_path for stage in tiny(drop_path=0.5)[0].stages]
     assert rates == [pytest.approx((0, 0.1)), pytest.approx((0.2, 0.3, 0.4, 0.5))]

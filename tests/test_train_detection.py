@@ -162,6 +162,7 @@ def test_empty_images_share_a_batch_with_others(stepper, predicted, batches):
     assert stepper([nothing])[1][0][0] == pytest.approx(loss_by_hand(predicted(batch), nothing, range(8)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_weight_0_change_nothing(stepper, predicted, batches):
     """Padding and corrupt images: bit for bit the same, whatever the rows hold."""
     rows = [2, 7]
@@ -216,6 +217,7 @@ def finished(tmp_path_factory):
         return config, train(config)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch):
     config, _ = finished
     broken = dataclasses.replace(config, out=str(tmp_path / "broken"))
