@@ -135,8 +135,8 @@ def bert_pretraining(
 ) -> BertPretraining:
     """BERT of a named size with the heads that it is pre-trained with.
 
-    ``mimetic`` begins with attention to what is near (``mimetic_bert``): from a text of a few megabytes nothing of
-    context is learned without, in any time that we tried.
+    ``mimetic`` begins with attention to what is near (``mimetic_bert``): without it a text of a few megabytes teaches
+    next to nothing of context (docs/language.md).
     """
     keys = jax.random.split(key)
     backbone = bert_encoder(
