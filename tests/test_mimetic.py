@@ -11,6 +11,7 @@ from eqvision.backbones.t5 import T5Size
 from eqvision.language import T5
 from eqvision.layers import (
     Attention,
+    DecoderBlock,
     PositionEmbedding1D,
     RelativeBias,
     TransformerStack,
@@ -60,6 +61,11 @@ def test_product_is_nearly_the_identity(key):
     product = np.asarray(weights.query.weight @ weights.key.weight.T)
     assert abs(np.diag(product).mean() - 3.0) < 0.1
     assert abs(product[~np.eye(256, dtype=bool)].mean()) < 0.01
+
+
+def test_keys_of_another_width_are_refused(key):
+    with pytest.raises(ValueError, match=r"queries are made by \(8, 8\) and keys by \(4, 8\); they cannot begin equal"):
+        mimetic_attention(DecoderBlock(8, 2, 16, memory_width=4, key=key).cross_attention, key=key)
 
 
 def test_positions_are_sines_of_the_size_of_words(key):

@@ -18,9 +18,12 @@ def mimetic_attention(attention: Attention, *, gain: float = 2.0, key: PRNGKeyAr
     ``sine_positions`` to what is near them.
 
     The product of both weights is then the identity, times ``gain`` and the heads' share of the width, and noise
-    (section 3 of the paper; what it does to values and projections is left out).
+    (section 3 of the paper; what it does to values and projections is left out). Raises ValueError for keys that read
+    vectors of another width than queries do.
     """
-    shape = attention.query.weight.shape
+    shape, keys = attention.query.weight.shape, attention.key.weight.shape
+    if shape != keys:
+        raise ValueError(f"mimetic_attention: queries are made by {shape} and keys by {keys}; they cannot begin equal")
     scale = 1.0 if attention.scaled else (shape[-1] // attention.num_heads) ** -0.25
     weight = normal(key, shape, math.sqrt(gain / shape[-2]) * scale)
     return eqx.tree_at(lambda a: (a.query.weight, a.key.weight), attention, (weight, jnp.copy(weight)))
