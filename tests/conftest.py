@@ -30,23 +30,29 @@ SLOW = frozenset(
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--share", default="1/1", help="I/N: of the tests in slow.txt, variants of others, the I-th of N parts alone"
+        "--turn", type=int, help="a share of the slow tests alone; another with each number (see _in_turn)"
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    """Mark the tests of ``slow.txt`` and leave out those of other shares; ``-m`` is applied afterwards."""
-    part, parts = map(int, config.getoption("--share").split("/"))
+    """Mark the tests of ``slow.txt`` and leave out those of other turns; ``-m`` is applied afterwards."""
+    turn = config.getoption("--turn")
     kept, left = [], []
     for item in items:
-        name = item.nodeid.removeprefix("tests/")
-        if name in SLOW:
+        if item.nodeid.removeprefix("tests/") in SLOW:
             item.add_marker(pytest.mark.slow)
-        elsewhere = name in SLOW and zlib.crc32(name.encode()) % parts != part % parts
-        (left if elsewhere else kept).append(item)
+        (kept if turn is None or _in_turn(item, turn) else left).append(item)
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = kept
+
+
+def _in_turn(item, turn):
+    """A third of the variants in ``slow.txt``, half of the other slow and parity tests, and all that is neither."""
+    name = item.nodeid.removeprefix("tests/")
+    slow = any(item.get_closest_marker(mark) for mark in ("slow", "parity"))
+    turns = 3 if name in SLOW else 2 if slow else 1
+    return zlib.crc32(name.encode()) % turns == turn % turns
 
 
 @pytest.fixture(autouse=True, scope="module")
